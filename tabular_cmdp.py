@@ -1,0 +1,247 @@
+"""Small constrained MDPs in which nothing is estimated: the exact world behind the tests and figures.
+
+Every quantity the algorithms need (returns, gradients, Fisher matrix, KL, the constrained optimum) is
+computed here to machine precision, so a theorem can be checked without sampling error. The same worlds are
+Gymnasium environments, so that `sbtrpo.py --task tabular_cmdp:TwoState-v0` trains on them from samples.
+
+    J_f(pi)   = (1 - gamma) E sum_t gamma^t f(s_t, a_t) = sum_{s,a} d(s) pi(a|s) f(s,a)  normalised, unit of f
+    d         = (1 - gamma) mu + gamma P_pi^T d                                          sums to 1
+    A_f       = f + gamma P V_f - V_f,     V_f = f_pi + gamma P_pi V_f                   not normalised
+    grad J_f  = d(s) pi(a|s) A_f(s,a)                                                    = g
+    F         = blockdiag_s d(s) (diag(pi_s) - pi_s pi_s^T),   F^+ g = A_f - row mean    = x
+
+symbol   code       shape      meaning
+P        P          (S, A, S)  P[s, a, t] = probability of moving from s to t under a
+r, c     r, c       (S, A)     reward and cost of one step
+gamma    gamma      ()         discount, below 1
+mu       mu         (S,)       distribution of the first state
+b        limit      ()         budget of the normalised cost: safe means J_c <= b
+theta    theta      (S, A)     logits of the policy pi(.|s) = softmax(theta[s])
+d        d          (S,)       discounted state occupancy
+rho      occupancy  (S, A)     discounted state-action occupancy d(s) pi(a|s)
+"""
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import autograd.numpy as np
+import gymnasium as gym
+from autograd import grad
+from scipy.optimize import linprog
+
+Array = np.ndarray
+
+
+def log_policy(theta: Array) -> Array:
+    """log pi(a|s) = theta - logsumexp_a theta, shape (S, A); finite however far the logits are apart."""
+    shifted = theta - np.max(theta, axis=1, keepdims=True)
+    return shifted - np.log(np.sum(np.exp(shifted), axis=1, keepdims=True))
+
+
+def policy(theta: Array) -> Array:
+    """pi(a|s) = softmax(theta[s])[a], shape (S, A)."""
+    return np.exp(log_policy(theta))
+
+
+class Optimum(NamedTuple):
+    """Solution of the linear program: `dual` is the price of the budget, d(value)/d(limit)."""
+
+    value: float
+    cost: float
+    dual: float
+    occupancy: Array
+    policy: Array
+
+
+@dataclass(frozen=True)
+class TabularCMDP:
+    """A finite constrained MDP and its exact calculus; `f` is `self.r`, `self.c` or any (S, A) array."""
+
+    P: Array
+    r: Array
+    c: Array
+    gamma: float
+    mu: Array
+    limit: float
+
+    # --- values ---
+
+    def state_occupancy(self, theta: Array) -> Array:
+        """d = (1 - gamma) (I - gamma P_pi^T)^-1 mu, shape (S,), sums to 1."""
+        P_pi = np.einsum("sa,sat->st", policy(theta), self.P)
+        return (1 - self.gamma) * np.linalg.solve(np.eye(len(self.mu)) - self.gamma * P_pi.T, self.mu)
+
+    def occupancy(self, theta: Array) -> Array:
+        """rho(s,a) = d(s) pi(a|s), shape (S, A), sums to 1."""
+        return self.state_occupancy(theta)[:, None] * policy(theta)
+
+    def J(self, theta: Array, f: Array) -> float:
+        """J_f = sum_{s,a} rho(s,a) f(s,a): normalised return, in the unit of one step's f."""
+        return np.sum(self.occupancy(theta) * f)
+
+    def advantage(self, theta: Array, f: Array) -> Array:
+        """A_f = Q_f - V_f, shape (S, A): not normalised, unit of f times a horizon 1/(1 - gamma)."""
+        pi = policy(theta)
+        P_pi = np.einsum("sa,sat->st", pi, self.P)
+        V = np.linalg.solve(np.eye(len(self.mu)) - self.gamma * P_pi, np.sum(pi * f, axis=1))
+        return f + self.gamma * self.P @ V - V[:, None]
+
+    # --- first and second order ---
+
+    def gradient(self, theta: Array, f: Array) -> Array:
+        """dJ_f/dtheta = d(s) pi(a|s) A_f(s,a), shape (S, A): the policy-gradient theorem for logits."""
+        return self.occupancy(theta) * self.advantage(theta, f)
+
+    def gradient_by_autograd(self, theta: Array, f: Array) -> Array:
+        """The same gradient, by differentiating the linear solve in `J`: an oracle that knows no theorem."""
+        return grad(self.J)(theta, f)
+
+    def fisher(self, theta: Array) -> Array:
+        """F = blockdiag_s d(s) (diag(pi_s) - pi_s pi_s^T), shape (S*A, S*A), rank S (A - 1)."""
+        d, pi = self.state_occupancy(theta), policy(theta)
+        S, A = pi.shape
+        F = np.zeros((S, A, S, A))
+        for s in range(S):
+            F[s, :, s, :] = d[s] * (np.diag(pi[s]) - np.outer(pi[s], pi[s]))
+        return F.reshape(S * A, S * A)
+
+    def natural_direction(self, theta: Array, f: Array) -> Array:
+        """x = F^+ grad J_f = A_f - mean_a A_f, shape (S, A): no matrix is inverted.
+
+        F A_f = grad J_f holds for A_f plus any constant per state, since adding a constant to all logits of a
+        state leaves the policy alone (the null space of F). Rows that sum to zero are orthogonal to that null
+        space, so this gauge is the solution of least norm: the one of the pseudo-inverse, comparable between
+        algorithms.
+        """
+        A_f = self.advantage(theta, f)
+        return A_f - np.mean(A_f, axis=1, keepdims=True)
+
+    # --- what a trust region looks at ---
+
+    def kl(self, old: Array, new: Array) -> float:
+        """Mean KL(old || new) = sum_s d_old(s) sum_a pi_old log(pi_old / pi_new), in nats per state."""
+        return np.sum(self.occupancy(old) * (log_policy(old) - log_policy(new)))
+
+    def surrogate(self, old: Array, new: Array, f: Array) -> float:
+        """sum_s d_old(s) sum_a pi_new(a|s) A_f^old(s,a): equals J_f(new) - J_f(old) up to second order."""
+        return np.sum(self.state_occupancy(old)[:, None] * policy(new) * self.advantage(old, f))
+
+    # --- the best that any policy can do ---
+
+    def optimum(self, limit: float | None = None, objective: Array | None = None) -> Optimum:
+        """max_rho <rho, objective> subject to <rho, c> <= limit and rho an occupancy: a linear program.
+
+        Defaults: `limit` = the world's own, `objective` = r. `limit=np.inf` drops the budget. In a state that
+        is never visited the policy is uniform. Raises ValueError if no policy is that cheap.
+        """
+        S, A = self.r.shape
+        limit = self.limit if limit is None else limit
+        objective = self.r if objective is None else objective
+        # Bellman flow: what leaves t equals what starts in t plus what arrives there.
+        flow = np.repeat(np.eye(S), A, axis=1) - self.gamma * self.P.reshape(S * A, S).T
+        budget = {} if np.isinf(limit) else {"A_ub": self.c.reshape(1, -1), "b_ub": [limit]}
+        tight = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+        result = linprog(-objective.ravel(), A_eq=flow, b_eq=(1 - self.gamma) * self.mu, method="highs",
+                         options=tight, **budget)
+        if not result.success:
+            raise ValueError(f"No policy of this world has J_c <= {limit}: {result.message}")
+        rho = np.maximum(result.x.reshape(S, A), 0)
+        d = rho.sum(axis=1, keepdims=True)
+        pi = np.where(d > 0, rho / np.where(d > 0, d, 1), 1 / A)
+        dual = -result.ineqlin.marginals[0] if budget else 0.0
+        return Optimum(float(-result.fun), float(np.sum(rho * self.c)), float(dual), rho, pi)
+
+
+# --- the worlds ---
+
+
+def two_state() -> TabularCMDP:
+    """The smallest CMDP with a randomised optimum: action 0 stays in the state, action 1 leaves it.
+
+    Being in state 1 and staying there pays most and costs most.
+    """
+    P = np.zeros((2, 2, 2))
+    P[0, 0, 0] = P[0, 1, 1] = P[1, 0, 1] = P[1, 1, 0] = 1
+    return TabularCMDP(P, r=np.array([[1.0, 0], [2, 0]]), c=np.array([[0.1, 0], [1, 0.01]]), gamma=0.9,
+                       mu=np.array([0.8, 0.2]), limit=0.2)
+
+
+GRID_MAPS = {"A": [".....", "SHHHG"], "C": ["HHHHH", ".....", "SHHHG"]}
+
+
+def hazard_grid(map: str = "A") -> TabularCMDP:
+    """Walk from S to G, through the hazards H (short, cost 1 a step) or around them (free): budget 0.
+
+    Actions up, right, down, left, stay; a move against the border stays. G pays 1 for any action, back to S.
+    """
+    rows = GRID_MAPS[map]
+    height, width = len(rows), len(rows[0])
+    S, moves = height * width, [(-1, 0), (0, 1), (1, 0), (0, -1), (0, 0)]
+    cells = "".join(rows)
+    P, r, c = np.zeros((S, 5, S)), np.zeros((S, 5)), np.zeros((S, 5))
+    for s, cell in enumerate(cells):
+        for a, (down, right) in enumerate(moves):
+            row = min(max(s // width + down, 0), height - 1)
+            column = min(max(s % width + right, 0), width - 1)
+            P[s, a, cells.index("S") if cell == "G" else row * width + column] = 1
+        r[s], c[s] = float(cell == "G"), float(cell == "H")
+    return TabularCMDP(P, r, c, gamma=0.9, mu=np.eye(S)[cells.index("S")], limit=0.0)
+
+
+def garnet(seed: int = 0, sparse_cost: bool = False) -> TabularCMDP:
+    """A random CMDP: 10 states, 4 actions, 3 successors each, uniform rewards and costs.
+
+    The budget is halfway between the least possible cost and the cost of the reward-optimal policy. With
+    `sparse_cost`, 30% of the state-action pairs cost 1, the others nothing, and the budget is the least
+    possible.
+    """
+    rng = np.random.default_rng(seed)
+    S, A, successors = 10, 4, 3
+    P = np.zeros((S, A, S))
+    for s in range(S):
+        for a in range(A):
+            reached = rng.choice(S, successors, replace=False)
+            P[s, a, reached] = rng.dirichlet(np.ones(successors))
+    r, c = rng.random((S, A)), rng.random((S, A))
+    c = (c < 0.3).astype(float) if sparse_cost else c
+    world = TabularCMDP(P, r, c, gamma=0.9, mu=rng.dirichlet(np.ones(S)), limit=np.inf)
+    cheapest, dearest = world.optimum(objective=-c).cost, world.optimum().cost
+    return replace(world, limit=cheapest if sparse_cost else (cheapest + dearest) / 2)
+
+
+# --- the same worlds, sampled ---
+
+
+class TabularEnv(gym.Env):
+    """A TabularCMDP as a Gymnasium environment: one-hot observations, `info["cost"]`, and no time limit.
+
+    The discount is the probability of going on: each step ends the episode (`terminated`) with probability
+    1 - gamma. An undiscounted episode return therefore has expectation J_f / (1 - gamma), a budget per
+    episode is limit / (1 - gamma), the states met are distributed as d, and the mean over steps of
+    grad log pi * (undiscounted return to go) estimates the normalised gradient, with no discount anywhere.
+    """
+
+    def __init__(self, make_world: Callable[..., TabularCMDP], **options):
+        self.world = make_world(**options)
+        S, A = self.world.r.shape
+        self.observation_space = gym.spaces.Box(0.0, 1.0, (S,), dtype=np.float64)
+        self.action_space = gym.spaces.Discrete(A)
+        self.state = 0
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Array, dict]:
+        super().reset(seed=seed)
+        self.state = self.np_random.choice(len(self.world.mu), p=self.world.mu)
+        return self._observation(), {}
+
+    def step(self, action: int) -> tuple[Array, float, bool, bool, dict]:
+        s, a, world = self.state, int(action), self.world
+        self.state = self.np_random.choice(len(world.mu), p=world.P[s, a])
+        terminated = bool(self.np_random.random() < 1 - world.gamma)
+        return self._observation(), float(world.r[s, a]), terminated, False, {"cost": float(world.c[s, a])}
+
+    def _observation(self) -> Array:
+        return np.eye(len(self.world.mu))[self.state]
+
+
+for _name, _world in {"TwoState-v0": two_state, "HazardGrid-v0": hazard_grid, "Garnet-v0": garnet}.items():
+    gym.register(_name, entry_point=TabularEnv, kwargs={"make_world": _world})
