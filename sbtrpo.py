@@ -285,14 +285,13 @@ def safety_gymnasium(textures: bool):
     return package
 
 @functools.lru_cache
-def make_env(task: str, thread: int = 0, render_mode: str | None = None):
+def make_env(task: str, thread: int = 0, **rendering):
     """The environment of this thread, reset once: the first episode after `make` differs in its last bits."""
     import gymnasium
     try:
-        make = safety_gymnasium(bool(render_mode)).make if task.startswith("Safety") else gymnasium.make
-        gymnasium.spec(task)  # raises, where safety-gymnasium only asserts
-        env = make(task, disable_env_checker=True, render_mode=render_mode)
-    except (gymnasium.error.Error, ImportError) as error:
+        make = safety_gymnasium(bool(rendering)).make if task.startswith("Safety") else gymnasium.make
+        env = make(task, disable_env_checker=True, **rendering)
+    except (gymnasium.error.Error, ImportError, AssertionError) as error:
         raise Failure(f"--task {task} cannot be made: {error}") from None
     if not isinstance(env.action_space, (gymnasium.spaces.Box, gymnasium.spaces.Discrete)):
         raise Failure(f"--task {task} has actions in {env.action_space}; Box and Discrete are supported.")
