@@ -77,7 +77,7 @@ class Config:
     gae_lambda: float = option(0.95, "lambda of GAE", "0 <= x <= 1")
     hidden: tuple = option((64, 64), "widths of the tanh layers", "min(x) >= 1")
     initial_std: float = option(0.6, "std of a Gaussian policy at the start [action]", "0 < x < inf")
-    std_decay: float = option(0.0, "added to each step: decrease of the log std, within delta", "0 <= x < inf")
+    std_decay: float = option(0.0, "decrease of the log std in each step, within delta", "0 <= x < inf")
     cg_iterations: int = option(5, "conjugate-gradient iterations for each direction", "x >= 1")
     damping: float = option(1e-4, "added to the diagonal of F", "0 <= x < inf")
     precision: int = option(32, "bits of a number in the networks; vectors have 64", "x in (32, 64)")
