@@ -466,7 +466,7 @@ def train(config: Config, run: Path, state: dict) -> dict:
                 **{f"Misc/{name}": value for name, value in info.items()}, "Time/Total": finished - started,
                 "Time/Rollout": collected - started, "Time/Update": finished - collected})
             bar.update(len(actions))
-            bar.set_postfix(metrics)
+            bar.set_postfix(ret=metrics["EpRet"], cost=metrics["EpCost"], safe=metrics["SafetyProbability"])
         return state
     finally:
         bar.close()
@@ -533,7 +533,7 @@ def load_run(run: Path) -> tuple[Config, dict]:
 def report(run: Path, state: dict) -> str:
     """Draws curves.png; returns the means over the last tenth of the epochs, and where everything is."""
     from matplotlib.figure import Figure
-    rows, text = list(csv.DictReader(state["progress"].decode().splitlines())), "Last training episodes:"
+    rows, text = list(csv.DictReader(state["progress"].decode().splitlines())), "Mean over the last tenth:"
     figure = Figure(figsize=(16, 3.2), layout="constrained")
     for axis, name in zip(figure.subplots(1, 4), ("EpRet", "EpCost", "SafetyProbability", "SafeReward")):
         values = [float(row[f"Metrics/{name}"]) for row in rows]
@@ -541,7 +541,7 @@ def report(run: Path, state: dict) -> str:
         axis.set(title=name, xlabel="environment steps")
         text += f" {name} {np.mean(values[-max(1, len(rows) // 10):]):.3g}"
     figure.savefig(run / "curves.png")
-    return "\n".join([text, *(str(run / name) for name in ("checkpoint.npz", "curves.png", "progress.csv"))])
+    return f"{text}\npolicy  {run}/checkpoint.npz\ncurves  {run}/curves.png\nnumbers {run}/progress.csv"
 
 # the command line
 def check_blas() -> None:
