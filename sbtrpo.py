@@ -66,7 +66,7 @@ class Config:
     batch_steps: int = option(10_000, "an epoch ends with the episode that reaches it [steps]", "x >= 1")
     batch_growth: float = option(1.0, "size of the last batch over the first; geometric", "1 <= x < inf")
     workers: int = option(os.cpu_count() or 1, "processes that run episodes; changes no result", "x >= 1")
-    scheduler: str = option("", "tcp://host:port of a Dask scheduler whose cluster runs the episodes instead")
+    scheduler: str = option("", "tcp://host:port of a Dask scheduler, to run the episodes there", "not x or '://' in x")
     update: str = option("convex", "the paper's step, or the exact optimum", "x in ('convex', 'optimal')")
     delta: float = option(0.01, "delta, radius of the trust region [nats, mean KL(old, new)]", "0 < x < inf")
     beta: float = option(0.75, "beta, safety bias: fraction of the best cost decrease to keep", "0 < x <= 1")
@@ -137,10 +137,10 @@ def steepest_step(gradient: Vector, direction: Vector, delta: float) -> tuple[Ve
     makes gradients of 1e-300 and 1e150 as good as any."""
     scale = np.abs(gradient).max() or 1.0
     g, x = gradient / scale, direction / scale
-    norm = math.sqrt(2 * delta * abs(float(g @ x))) or math.inf
-    if math.isnan(norm):
+    norm = math.sqrt(2 * delta * abs(float(g @ x)))
+    if not norm < math.inf:
         raise Failure("a policy gradient, or F^-1 times it, is not finite.")
-    return g / norm, 2 * delta / norm * x
+    return g / (norm or math.inf), 2 * delta / (norm or math.inf) * x
 
 def conjugate_gradients(product: Callable, b: Vector, iterations: int) -> tuple[Vector, float]:
     """Solves A x = b for symmetric positive definite A, given as v -> A v; returns x and |b - A x| / |b|."""
@@ -151,7 +151,7 @@ def conjugate_gradients(product: Callable, b: Vector, iterations: int) -> tuple[
         if rr <= 1e-20 * start:
             break
         Ap = product(p)
-        alpha = rr / float(p @ Ap)
+        alpha = rr / (float(p @ Ap) or math.inf)
         x, r = x + alpha * p, r - alpha * Ap
         rr, previous = float(r @ r), rr
         p = r + rr / previous * p
@@ -216,8 +216,8 @@ def log_probabilities(policy: Policy, distributions: np.ndarray, actions: np.nda
 
 def mean_kl(policy: Policy, old: np.ndarray, new: np.ndarray) -> float:
     """Mean over states of KL(old || new), summed over action dimensions [nats]."""
-    if policy.discrete:
-        return anp.mean(anp.sum(np.exp(old) * (old - new), axis=1))
+    if policy.discrete:  # exp(new) - exp(old) sums to 0, but makes the Hessian in log probabilities diag(p)
+        return anp.mean(anp.sum(np.exp(old) * (old - new - 1) + anp.exp(new), axis=1))
     (mean, log_std), (new_mean, new_log_std) = np.split(old, 2, axis=1), anp.split(new, 2, axis=1)
     ratio = (np.exp(2 * log_std) + (mean - new_mean) ** 2) * anp.exp(-2 * new_log_std)
     return anp.mean(anp.sum(new_log_std - log_std + (ratio - 1) / 2, axis=1))
@@ -470,7 +470,7 @@ def train(config: Config, run: Path, state: dict) -> dict:
         return state
     finally:
         bar.close()
-        executor.shutdown(wait=False, cancel_futures=True)
+        executor.shutdown(wait=False, **({} if config.scheduler else {"cancel_futures": True}))
 
 # --- shared: what a run leaves ---
 def episode_metrics(episodes: list[Episode]) -> dict:
@@ -521,7 +521,7 @@ def save(run: Path, state: dict, row: dict | None = None) -> None:
 
 def load_run(run: Path) -> tuple[Config, dict]:
     """Config and newest undamaged state of a run; the checksums of npz files tell damage."""
-    for path in (run / "checkpoint.npz", run / "checkpoint.previous.npz"):
+    for path in filter(Path.exists, (run / "checkpoint.npz", run / "checkpoint.previous.npz")):
         try:
             config = Config(**json.loads((run / "config.json").read_text())["config"])
             with np.load(path) as arrays:
@@ -590,9 +590,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{config.task}: from step {state['steps']:,} to {config.total_steps:,}, in {run}", flush=True)
         print(report(run, train(config, run, state)))
         return 0
-    except (Failure, OSError, KeyboardInterrupt) as error:
+    except (Failure, OSError, ImportError, KeyboardInterrupt) as error:
         saved = f"\nWhat was saved is whole: go on with --resume {run}" if run else ""
-        print(f"{error or 'interrupted'}{saved}", file=sys.stderr)
+        print(f"{str(error) or 'interrupted'}{saved}", file=sys.stderr)
         return 1
 
 if __name__ == "__main__":  # under its own name, by which workers, here or on a cluster, find the functions

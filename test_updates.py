@@ -1,15 +1,11 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
-# dependencies = [
-#   "safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6", "autograd==1.8.0",
-#   "matplotlib==3.10.8", "tqdm==4.67.1",
-#   "scipy==1.15.3", "pytest==9.2.0", "hypothesis==6.148.0", "distributed==2026.8.0",
-# ]
-# [tool.uv]
-# override-dependencies = [  # what safety-gymnasium 1.0.0 pins and never uses, or pins too low
-#   "gymnasium==0.29.1", "numpy==2.2.6", "mujoco==2.3.3",
-#   "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'",
-# ]
+# dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
+#                 "autograd==1.8.0", "matplotlib==3.10.8", "tqdm==4.67.1", "scipy==1.15.3",
+#                 "pytest==9.2.0", "hypothesis==6.168.5", "distributed==2026.8.0"]
+# [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
+# override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
+#                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
 """The theorems behind the scripts, tested on what ships: name = statement, docstring = assumptions.
 
@@ -25,11 +21,23 @@ for the reward and sqrt(2 delta s) for the cost: steps are judged in those units
 """
 import functools
 import math
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
 import sys
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import pytest
 from autograd import hessian, jacobian
 from gymnasium.utils.env_checker import check_env
@@ -39,8 +47,9 @@ from scipy.optimize import minimize_scalar
 
 import sbtrpo
 from sbtrpo import optimal_safety_biased_step, safety_biased_step
-from tabular_cmdp import TabularCMDP, garnet, hazard_grid, policy, two_state
+from tabular_cmdp import TabularCMDP, garnet, hazard_grid, two_state
 
+HERE = Path(sbtrpo.__file__).resolve().parent
 IDENTITY, GOLDEN, LP = 1e-10, 1e-9, 1e-8  # tolerances: float64 identities, printed figures, linear programs
 RECORDS = {}  # statement -> (worst figure, "<=" or ">=", bound)
 
@@ -159,13 +168,11 @@ def train_exactly(world, update, beta, iterations, limit=None, theta=None, delta
         step, _ = update(*first_order(world, old, delta), delta, beta, excess)
         margin = max(0.0, -(excess or 0.0)) + 1e-12
 
-        def evaluate(new, old=old):
-            return {"kl": world.kl(old, new), "cost": world.surrogate(old, new, world.c)}
+        def judge(new, old=old, margin=margin):
+            kl, cost = world.kl(old, new), world.surrogate(old, new, world.c)
+            return "kl" if kl > delta else "cost" if cost > margin else "", {}
 
-        def conditions(measured, margin=margin):
-            return "kl" if measured["kl"] > delta else "cost" if measured["cost"] > margin else ""
-
-        theta, _ = sbtrpo.line_search(evaluate, old, step.reshape(old.shape), conditions)
+        theta, _ = sbtrpo.line_search(judge, old, step.reshape(old.shape))
         path.append((world.J(theta, world.r), world.J(theta, world.c)))
     return theta, np.array(path)
 
@@ -510,15 +517,19 @@ def test_every_metric_and_scale_keeps_the_guarantees(problem, beta, delta):
 @given(problems(), st.floats(0.01, 1.0), st.floats(-3.0, 3.0))
 def test_budget_is_honoured_to_first_order(problem, beta, excess):
     """g_c.step <= -min(beta * best decrease, excess), `excess` = J_c - b here in units of the best decrease;
-    negative inside the budget, where the cost may rise by the margin at most. Beyond 1 the whole decrease is
-    not enough."""
+    negative inside the budget, where the cost may rise by the margin at most. What is asked for is 2% of the
+    best more than `excess`, if that is less than beta."""
     F, g_r, x_r, g_c, x_c, _, _ = problem
     delta = 0.01
     best = math.sqrt(2 * delta * (g_c @ x_c))
     for update in (safety_biased_step, optimal_safety_biased_step):
-        step, _ = update(g_r, x_r, g_c, x_c, delta, beta, excess * best)
+        step, info = update(g_r, x_r, g_c, x_c, delta, beta, excess * best)
         check("budget: cost change <= -min(beta best, J_c - b) [best decrease]",
               g_c @ step / best + min(beta, excess), at_most=1e-9)
+        check("budget: cost change <= -required [best decrease]",
+              (g_c @ step + info["required"]) / best, at_most=1e-9)
+        check("budget: required = min(max(J_c - b + 2%, -1), beta) [best decrease]",
+              abs(info["required"] / best - min(max(excess + 0.02, -1), beta)), at_most=1e-9)
         check("budget: KL / delta - 1", step @ F @ step / 2 / delta - 1, at_most=1e-9)
 
 
@@ -695,9 +706,8 @@ def test_safety_bias_ends_safe_and_productive_on_sparse_garnets():
 @pytest.mark.parametrize("update", [safety_biased_step, optimal_safety_biased_step])
 def test_budget_is_met_in_exact_training(update):
     """Extension, budget b > 0: two states, the grid and 10 Garnets, 120 iterations of delta = .01. Once J_c
-    is within 1e-5 of b, it exceeds b by second order at most. Optimality is not promised, as the worst world
-    shows: at J_c = b the line search admits no surrogate cost, and moves along the budget cost second order.
-    """
+    is within 1e-5 of b, it exceeds b by second order at most; in the end it is below b, and the reward near
+    the linear program's: the 2% asked for beyond J_c - b keep the line search from stopping at J_c = b."""
     name, crossed, ends, gaps = "convex" if update is safety_biased_step else "optimal", [], [], []
     for world, b in [(two_state(), 0.2), (hazard_grid("A"), 0.02), *[(w, w.limit) for w in garnets(10)]]:
         reward, cost = train_exactly(world, update, 0.75, 120, limit=b)[1].T
@@ -705,10 +715,10 @@ def test_budget_is_met_in_exact_training(update):
         crossed.append(cost[np.argmax(cost <= b + 1e-5):].max() - b)
         ends.append(cost[-1] - b)
         gaps.append(1 - reward[-1] / world.optimum(b).value)
-    check(f"budget, {name}: J_c - b once inside [delta]", max(crossed) / 0.01, at_most=0.2)
-    check(f"budget, {name}: J_c - b at the end", max(ends), at_most=1e-4)
-    check(f"budget, {name}: reward short of the linear program, median world", np.median(gaps), at_most=0.01)
-    check(f"budget, {name}: reward short of the linear program, worst world", max(gaps), at_most=0.5)
+    check(f"budget, {name}: J_c - b once inside [delta]", max(crossed) / 0.01, at_most=0.1)
+    check(f"budget, {name}: J_c - b at the end", max(ends), at_most=0.0)
+    check(f"budget, {name}: reward short of the linear program, median world", np.median(gaps), at_most=1e-3)
+    check(f"budget, {name}: reward short of the linear program, worst world", max(gaps), at_most=5e-3)
 
 
 def test_line_search_is_needed():
@@ -728,91 +738,119 @@ def test_line_search_is_needed():
 
 
 POLICIES = [sbtrpo.Policy(sizes, discrete) for discrete in (True, False)
-            for sizes in ((3, 2), (3, 4, 2), (3, 5, 4, 2))]
+            for sizes in ((3, 4, 2), (3, 5, 4, 2), (3, 4, 4, 4, 2))]
 
 
 def network(policy: sbtrpo.Policy, n: int = 6, seed: int = 0) -> tuple:
     """Random parameters (all layers of order 1) and observations, float64."""
     rng = np.random.default_rng(seed)
-    theta = sbtrpo.initial_parameters(policy, rng, 0.6)
+    theta = sbtrpo.initial_parameters(policy.sizes, np.full(0 if policy.discrete else 2, -0.5), rng)
     return theta + 0.5 * rng.normal(size=theta.size), rng.normal(size=(n, policy.sizes[0]))
-
-
-def outputs(theta, policy, observations):
-    layers, log_std = sbtrpo.unflatten(theta, policy.sizes)
-    return sbtrpo.forward(layers, observations)[-1], log_std
 
 
 def dense(product, size: int) -> np.ndarray:
     return np.stack([product(e) for e in np.eye(size)], axis=1)
 
 
-def all_actions(policy, mean, log_std) -> list:
-    """[(action (n, ...), weight (n,))]: every action, or the Gauss-Hermite nodes that are exact to degree
-    5."""
+def all_actions(policy, pi) -> list:
+    """[(action (n, ...), weight (n,))]: every action, or the Gauss-Hermite nodes exact to degree 5."""
     if policy.discrete:
-        p = np.exp(mean - sbtrpo.log_sum_exp(mean))
-        return [(np.full(len(mean), a), p[:, a]) for a in range(mean.shape[1])]
+        return [(np.full(len(pi), a), np.exp(pi[:, a])) for a in range(pi.shape[1])]
+    (mean, log_std), ones = np.split(pi, 2, axis=1), np.ones(len(pi))
     nodes, weights = np.polynomial.hermite_e.hermegauss(3)
     weights = weights / weights.sum()
-    std, ones = np.exp(log_std), np.ones(len(mean))
-    return [(mean + std * nodes[[i, j]], weights[i] * weights[j] * ones) for i in range(3) for j in range(3)]
+    return [(mean + np.exp(log_std) * nodes[[i, j]], weights[i] * weights[j] * ones)
+            for i in range(3) for j in range(3)]
+
+
+def gauss_newton(policy, theta, observations) -> np.ndarray:
+    """J^T M J, dense: J the Jacobian of the network's outputs, M diag(p) - p p^T or diag(std^-2) in each
+    state; a log std contributes 2 to its own diagonal element."""
+    def outputs(theta):
+        return sbtrpo.network(sbtrpo.unflatten(theta, policy.sizes)[0], observations)
+
+    J, F = jacobian(outputs)(theta), np.zeros((theta.size, theta.size))  # J: (n, outputs, parameters)
+    for J_i, logits in zip(J, outputs(theta)):
+        p, log_std = np.exp(logits) / np.exp(logits).sum(), theta[-2:]
+        M = np.diag(p) - np.outer(p, p) if policy.discrete else np.diag(np.exp(-2 * log_std))
+        F += J_i.T @ M @ J_i / len(J)
+    if not policy.discrete:
+        F[-2:, -2:] += 2 * np.eye(2)
+    return F
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_fisher_product_is_dense_gauss_newton_and_score_covariance(policy):
-    """(F + damping) v against J^T M J with J by autograd, and against E[score score^T] with the expectation
-    taken over every action (exact quadrature for the Gaussian)."""
+def test_fisher_product_is_exact(policy):
+    """(F + damping) v against three oracles: the dense J^T M J; the Hessian of the mean KL by autograd; and
+    E[score score^T], over every action (exact quadrature for the Gaussian). Control: with damping."""
     theta, observations = network(policy)
-    n, size = len(observations), theta.size
-    F = dense(sbtrpo.fisher_product(theta, policy, observations, 0.0), size)
-    J = jacobian(lambda t: outputs(t, policy, observations)[0])(theta)  # (n, outputs, parameters)
-    mean, log_std = outputs(theta, policy, observations)
-    p = np.exp(mean - sbtrpo.log_sum_exp(mean))
-    M = [np.diag(p_i) - np.outer(p_i, p_i) if policy.discrete else np.diag(np.exp(-2 * log_std)) for p_i in p]
-    gauss_newton = sum(J[i].T @ M[i] @ J[i] for i in range(n)) / n
-    gauss_newton[size - len(log_std):, size - len(log_std):] += 2 * np.eye(len(log_std))
+    n, size, pi = len(observations), theta.size, sbtrpo.distributions(policy, theta, observations)
+    F = dense(sbtrpo.fisher_product(policy, theta, observations, 0.0), size)
+
+    def kl(new):
+        return sbtrpo.mean_kl(policy, pi, sbtrpo.distributions(policy, new, observations))
+
     covariance = np.zeros((size, size))
-    for action, weight in all_actions(policy, mean, log_std):
+    for action, weight in all_actions(policy, pi):
         for i in range(n):
-            score, _ = sbtrpo.score_function(theta, policy, observations[[i]], action[[i]])
+            score, _ = sbtrpo.policy_gradient(policy, theta, observations[[i]], action[[i]])
             covariance += weight[i] / n * np.outer(*[score(np.ones(1))] * 2)
-    check("Fisher product = dense J^T M J", np.abs(F - gauss_newton).max(), at_most=IDENTITY)
-    check("Fisher product = covariance of the score", np.abs(F - covariance).max(), at_most=IDENTITY)
-    damped = dense(sbtrpo.fisher_product(theta, policy, observations, 0.3), size)
+    oracles = {"dense J^T M J": gauss_newton(policy, theta, observations),
+               "Hessian of mean KL (autograd)": hessian(kl)(theta), "covariance of the score": covariance}
+    for name, oracle in oracles.items():
+        check(f"Fisher product = {name}", np.abs(F - oracle).max(), at_most=IDENTITY)
+    damped = dense(sbtrpo.fisher_product(policy, theta, observations, 0.3), size)
     check("damping adds to the diagonal", np.abs(damped - F - 0.3 * np.eye(size)).max(), at_most=IDENTITY)
+    check("  control: the damped product differs from all three", np.abs(damped - F).max(), at_least=0.2)
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_mean_kl_is_the_expected_log_ratio(policy):
     """E_old[log old - log new] over every action, summed over action dimensions, averaged over states;
-    arguments old, new. Its Hessian is the Fisher product (error of order 3). Control: the arguments
+    arguments old, new; its quadratic model, by the Fisher product, errs by order 3. Control: the arguments
     exchanged."""
     theta, observations = network(policy)
     other, _ = network(policy, seed=1)
-    old, new = outputs(theta, policy, observations), outputs(other, policy, observations)
+    old, new = (sbtrpo.distributions(policy, t, observations) for t in (theta, other))
     ratio = 0.0
-    for action, weight in all_actions(policy, *old):
-        logs = [sbtrpo.log_probabilities(*each, action, policy.discrete) for each in (old, new)]
+    for action, weight in all_actions(policy, old):
+        logs = [sbtrpo.log_probabilities(policy, each, action) for each in (old, new)]
         ratio += np.mean(weight * (logs[0] - logs[1]))
-    kl = sbtrpo.mean_kl(old, new, policy.discrete)
+    kl = sbtrpo.mean_kl(policy, old, new)
     check("mean KL = expected log ratio", abs(kl - ratio), at_most=IDENTITY)
     check("  control: KL(new, old) differs (relative, least)",
-          abs(sbtrpo.mean_kl(new, old, policy.discrete) / kl - 1), at_least=1e-3)
+          abs(sbtrpo.mean_kl(policy, new, old) / kl - 1), at_least=1e-3)
     step = 0.1 * (other - theta)
-    product = sbtrpo.fisher_product(theta, policy, observations, 0.0)
+    product = sbtrpo.fisher_product(policy, theta, observations, 0.0)
 
     def error(t):
-        moved = outputs(theta + t * step, policy, observations)
-        return abs(sbtrpo.mean_kl(old, moved, policy.discrete) - t * t * step @ product(step) / 2)
+        moved = sbtrpo.distributions(policy, theta + t * step, observations)
+        return abs(sbtrpo.mean_kl(policy, old, moved) - t * t * step @ product(step) / 2)
 
     order = observed_order(error, (0.2, 0.1))
     check("network KL against its quadratic model: |observed order - 3|", abs(order - 3), at_most=0.25)
 
 
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_policy_gradient_weighs_the_scores(policy):
+    """sum_i w_i grad log pi(a_i|s_i), against central differences of sum_i w_i log pi(a_i|s_i)."""
+    theta, observations = network(policy)
+    rng = np.random.default_rng(3)
+    weights = rng.normal(size=len(observations))
+    actions = rng.integers(2, size=len(weights)) if policy.discrete else rng.normal(size=(len(weights), 2))
+
+    def value(theta):
+        pi = sbtrpo.distributions(policy, theta, observations)
+        return weights @ sbtrpo.log_probabilities(policy, pi, actions)
+
+    differences = [(value(theta + e) - value(theta - e)) / 2e-5 for e in 1e-5 * np.eye(theta.size)]
+    gradient, _ = sbtrpo.policy_gradient(policy, theta, observations, actions)
+    worst = np.abs(gradient(weights) - differences).max()
+    check("policy gradient = central differences", worst, at_most=1e-7)
+
+
 def test_conjugate_gradients_solve_and_report_their_residual():
-    """n iterations solve an n-dimensional SPD system; the residual returned is the true one; any scale of
-    b."""
+    """n iterations solve an n-dimensional SPD system; the residual returned is the true one; any scale."""
     rng, solved, reported = np.random.default_rng(5), 0.0, 0.0
     for _ in range(50):
         F, (b, x, _, _) = random_problem(rng, 8)
@@ -824,22 +862,110 @@ def test_conjugate_gradients_solve_and_report_their_residual():
             solved = max(solved, np.abs(found / scale - x).max() / np.abs(x).max())
     check("conjugate gradients: relative error of the solution", solved, at_most=1e-8)
     check("conjugate gradients: reported residual - true residual", reported, at_most=IDENTITY)
-    assert not sbtrpo.conjugate_gradients(lambda v: v, np.zeros(3), 5)[0].any()
+    for A, b in ((1.0, np.zeros(3)), (0.0, np.ones(3))):  # nothing to solve; no solution
+        assert not sbtrpo.conjugate_gradients(lambda v, A=A: A * v, b, 5)[0].any()
 
 
 def test_line_search_takes_the_first_fraction_that_passes():
     """Names what the next larger fraction failed; returns the old parameters when nothing passes."""
-    def evaluate(theta):
-        return {"size": float(theta[0])}
+    def search(bound, **options):
+        theta, info = sbtrpo.line_search(lambda t: ("" if t[0] <= bound else "size", {"size": float(t[0])}),
+                                         np.zeros(1), np.ones(1), **options)
+        assert theta[0] == info["size"] == info["fraction"]  # what is reported is what is returned
+        return info
 
-    def at_most(bound):
-        return lambda measured: "" if measured["size"] <= bound else "size"
+    assert search(0.3, shrink=0.5) == {"size": 0.25, "fraction": 0.25, "trials": 3, "stopped_by": "size"}
+    assert search(1.0) == {"size": 1.0, "fraction": 1.0, "trials": 1, "stopped_by": "nothing"}
+    assert search(-1.0, trials=5) == {"size": 0.0, "fraction": 0.0, "trials": 6, "stopped_by": "size"}
+    assert search(math.nan)["fraction"] == 0.0
 
-    theta, info = sbtrpo.line_search(evaluate, np.zeros(1), np.ones(1), at_most(0.3), shrink=0.5)
-    assert theta[0] == info["fraction"] == 0.25 and info["stopped_by"] == "size"
-    assert sbtrpo.line_search(evaluate, np.zeros(1), np.ones(1), at_most(1.0))[1]["stopped_by"] == "full step"
-    theta, info = sbtrpo.line_search(evaluate, np.zeros(1), np.ones(1), at_most(-1.0), trials=5)
-    assert theta[0] == info["fraction"] == 0.0 and info["stopped_by"] == "size"
+
+def test_what_is_not_finite_is_refused():
+    """NaN or inf in a gradient or in F^-1 times it raises Failure, and never makes a step."""
+    for bad in (math.nan, math.inf):
+        for position in range(4):
+            vectors = [np.array([1.0, 0.5]) for _ in range(4)]
+            vectors[position][1] = bad
+            for update in (safety_biased_step, optimal_safety_biased_step):
+                with np.errstate(invalid="ignore"), pytest.raises(sbtrpo.Failure, match="not finite"):
+                    update(*vectors, 0.01, 0.75)
+
+
+# ------------------------------------------------------------------------------------- advantages and critics
+
+
+def n_step_advantages(rewards, values, terminated, discount, gae_lambda) -> np.ndarray:
+    """GAE as its paper defines it: the mean of the n-step advantages, weighted in proportion to lambda^n."""
+    T, values = len(rewards), np.append(values[:-1], 0 if terminated else values[-1])
+    advantages = np.zeros(T)
+    for t in range(T):
+        for n in range(1, T - t + 1):
+            weight = gae_lambda ** (n - 1) * (1 - gae_lambda if n < T - t else 1)
+            returns = sum(discount**k * rewards[t + k] for k in range(n)) + discount**n * values[t + n]
+            advantages[t] += weight * (returns - values[t])
+    return advantages
+
+
+def test_advantages_are_the_weighted_n_step_advantages():
+    """Terminated and truncated episodes of 1 to 12 steps; discounted sums against the double sum. Controls: a
+    truncated episode counted as terminated; and V = 0, lambda = 1, where nothing but the returns is left."""
+    rng, worst, returns, control = np.random.default_rng(6), 0.0, 0.0, 0.0
+    for length in range(1, 13):
+        rewards, values = rng.normal(size=length), rng.normal(size=length + 1)
+        discount, gae_lambda = rng.uniform(size=2)
+        for ended in (False, True):
+            naive = n_step_advantages(rewards, values, ended, discount, gae_lambda)
+            found, = sbtrpo.gae_advantages([rewards], [values], [ended], discount, gae_lambda)
+            worst = max(worst, np.abs(found - naive).max())
+            control = max(control, np.abs(found - n_step_advantages(
+                rewards, values, not ended, discount, gae_lambda)).max())
+            found, = sbtrpo.gae_advantages([rewards], [0 * values], [ended], discount, 1.0)
+            double = [sum(discount**k * rewards[t + k] for k in range(length - t)) for t in range(length)]
+            returns = max(returns, np.abs(found - double).max(),
+                          np.abs(sbtrpo.discounted_sums(rewards, discount) - double).max())
+    check("GAE = weighted n-step advantages", worst, at_most=IDENTITY)
+    check("GAE with V = 0, lambda = 1, = discounted sums = Monte Carlo returns", returns, at_most=IDENTITY)
+    check("  control: terminated taken for truncated (largest)", control, at_least=0.1)
+
+
+def test_time_baseline_is_the_batch_mean_at_equal_time():
+    """Of every advantage, the mean over the episodes that reach its time step is subtracted; `none` keeps the
+    discounted returns. Control: the two differ."""
+    rng, lengths = np.random.default_rng(9), [3, 1, 5, 4]
+    episodes = [sbtrpo.Episode(np.zeros((n + 1, 2)), np.zeros(n, int), *rng.normal(size=(2, n)), True)
+                for n in lengths]
+    state, inputs = {"sizes": np.array([2, 3, 2]), "critics": np.zeros((2, 0))}, np.zeros((17, 2))
+    lasts, found = np.cumsum(np.add(lengths, 1)) - 1, {}
+    for baseline in ("none", "time"):
+        config = sbtrpo.Config(baseline=baseline, discount=0.9)
+        *found[baseline], _ = sbtrpo.estimate_advantages(config, episodes, inputs, lasts, state)
+    for k, name in enumerate(("rewards", "costs")):
+        sums = [sbtrpo.discounted_sums(getattr(episode, name), 0.9) for episode in episodes]
+        means = [np.mean([s[t] for s in sums if len(s) > t]) for t in range(5)]
+        less = np.concatenate([s - means[: len(s)] for s in sums])
+        check("baseline none: returns as they are", np.abs(found["none"][k] - np.hstack(sums)).max(), 1e-12)
+        check("baseline time: less the mean at equal time", np.abs(found["time"][k] - less).max(), 1e-12)
+        check("  control: the two differ", np.abs(np.hstack(sums) - less).max(), at_least=0.1)
+
+
+def test_critic_reaches_the_least_squares_optimum():
+    """One-hot states, where the optimum is each state's mean; 300 noisy targets. Control: the start."""
+    rng, sizes = np.random.default_rng(10), (6, 16, 1)
+    states = rng.integers(6, size=300)
+    targets = 3 * rng.normal(size=6)[states] + rng.normal(size=300)
+    critic = sbtrpo.initial_parameters(sizes, [], rng)
+    means = np.array([targets[states == s].mean() for s in range(6)])
+
+    def loss(critic):
+        values = sbtrpo.network(sbtrpo.unflatten(critic, sizes)[0], np.eye(6)[states])[:, 0]
+        return np.mean((values - targets) ** 2)
+
+    least, start = np.mean((targets - means[states]) ** 2), loss(critic)
+    first = sbtrpo.fit_critic(critic, sizes, np.eye(6)[states], targets)
+    again = sbtrpo.fit_critic(first, sizes, np.eye(6)[states], targets)
+    check("critic: loss above the optimum after a fit [optimum]", loss(first) / least - 1, at_most=1e-6)
+    check("critic: increase of the loss in another fit", loss(again) - loss(first), at_most=0.0)
+    check("  control: loss above the optimum at the start [optimum]", start / least - 1, at_least=2)
 
 
 # --------------------------------------------------------------------------------- the worlds as environments
@@ -854,50 +980,406 @@ def test_environment_keeps_the_gymnasium_contract(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(gym.make(f"tabular_cmdp:{name}").unwrapped)
+    state = sbtrpo.initial_state(config := sbtrpo.Config(task=f"tabular_cmdp:{name}", hidden=(4,)))
+    once, again, other = (sbtrpo.run_episode(config.task, seed, 5, sbtrpo.make_actor(state))
+                          for seed in (3, 3, 4))
+    assert all(np.array_equal(a, b) for a, b in zip(once, again))
+    assert not np.array_equal(once.observations, other.observations)  # control
 
-    def episode():
-        env = gym.make(f"tabular_cmdp:{name}")
-        seen = [env.reset(seed=3)[0]]
-        while True:
-            observation, reward, terminated, truncated, info = env.step(len(seen) % env.action_space.n)
-            seen += [observation, reward, info["cost"]]
-            if terminated or truncated:
-                return np.hstack(seen)
 
-    assert np.array_equal(episode(), episode())
+def gradient_errors(config, actor, episodes, exact) -> list:
+    """[|sampled - exact| of reward and cost gradient, largest over parameters], in standard errors of the
+    ratio (sum over steps of grad log pi * A) / steps, from 60 groups of episodes."""
+    observations = np.concatenate([e.observations for e in episodes])
+    lasts = np.cumsum([len(e.observations) for e in episodes]) - 1
+    state = {"sizes": np.array(actor.policy.sizes), "critics": np.zeros((2, 0))}
+    *advantages, _ = sbtrpo.estimate_advantages(config, episodes, observations, lasts, state)
+    inputs, actions = np.delete(observations, lasts, axis=0), np.concatenate([e.actions for e in episodes])
+    ends = np.cumsum([len(e.actions) for e in episodes])[np.linspace(0, len(episodes) - 1, 61).astype(int)]
+    errors = []
+    for advantage, g in zip(advantages, exact):
+        residuals = []
+        for steps in (slice(a, b) for a, b in zip(ends, ends[1:])):
+            gradient, _ = sbtrpo.policy_gradient(actor.policy, actor.theta, inputs[steps], actions[steps])
+            residuals.append(gradient(advantage[steps]) - len(actions[steps]) * g)
+        deviation = np.std(residuals, axis=0) * math.sqrt(len(residuals)) + 1e-9
+        errors.append(np.abs(np.sum(residuals, axis=0) / deviation).max())
+    return errors
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_undiscounted_episodes_estimate_the_normalised_gradient(name):
-    """Ending with probability 1 - gamma is the discount: mean over steps of grad log pi * undiscounted return
-    to go is g_c, mean cost per episode J_c / (1 - gamma). 3,000 episodes, fixed seeds, 6 standard errors of
-    the ratio estimator, in states met often enough for a normal limit (d > .01)."""
-    world, env = IDS[name](), gym.make(f"tabular_cmdp:{name}").unwrapped
-    theta = 0.5 * logits(world)
-    pi, rng = policy(theta), np.random.default_rng(8)
-    totals, lengths, costs = [], [], []
-    for k in range(3000):
-        s, terminated, visits = int(np.argmax(env.reset(seed=k)[0])), False, []
-        while not terminated:
-            a = rng.choice(len(pi[s]), p=pi[s])
-            observation, _, terminated, _, info = env.step(a)
-            visits.append((s, a, info["cost"]))
-            s = int(np.argmax(observation))
-        total, to_go = np.zeros(theta.shape), 0.0
-        for s, a, cost in reversed(visits):
-            to_go += cost
-            total[s] -= pi[s] * to_go
-            total[s, a] += to_go
-        totals.append(total)
-        lengths.append(len(visits))
-        costs.append(to_go)
-    lengths, totals, g = np.array(lengths), np.array(totals), world.gradient(theta, world.c)
-    residual = (totals - lengths[:, None, None] * g)[:, world.state_occupancy(theta) > 0.01]
-    error = np.abs(residual.mean(axis=0)) / (residual.std(axis=0) / math.sqrt(len(lengths)) + 1e-12)
-    check("environments: sampled gradient of the cost [standard errors]", error.max(), at_most=6)
-    expected = world.J(theta, world.c) / (1 - world.gamma)
-    check("environments: cost per episode [standard errors]",
-          abs(np.mean(costs) - expected) / (np.std(costs) / math.sqrt(len(costs))), at_most=6)
+def test_sampled_gradients_are_the_exact_ones(name):
+    """Shipped sampler and estimators against the exact gradient of the normalised J, chained through the
+    network. Ending with probability 1 - gamma is the discount, so the estimators use discount 1. 30,000
+    steps, 6 standard errors. Control: discount 0."""
+    world, config = IDS[name](), sbtrpo.Config(task=f"tabular_cmdp:{name}", hidden=(6,), discount=1.0)
+    state, sizes = sbtrpo.initial_state(config), (len(world.mu), 6, world.r.shape[1])
+    state["theta"] = state["theta"] + 0.4 * np.random.default_rng(11).normal(size=state["theta"].size)
+    actor = sbtrpo.make_actor(state)
+    with ThreadPoolExecutor(1) as executor:
+        _, episodes = sbtrpo.collect(executor, config, actor, 0, 10, 30_000)
+
+    def table(theta):
+        return sbtrpo.network(sbtrpo.unflatten(theta, sizes)[0], np.eye(sizes[0]))
+
+    logits, J = table(actor.theta), jacobian(table)(actor.theta)
+    exact = [np.tensordot(world.gradient(logits, f), J, 2) for f in (world.r, world.c)]
+    for baseline in ("none", "time"):
+        errors = gradient_errors(replace(config, baseline=baseline), actor, episodes, exact)
+        check(f"sampled gradients, baseline {baseline} [standard errors]", max(errors), at_most=6)
+    myopic = gradient_errors(replace(config, discount=0.0), actor, episodes, exact)
+    check("  control: what one step brings, instead of returns", min(myopic), at_least=8)
+    costs = np.array([episode.costs.sum() for episode in episodes])
+    error = np.mean(costs) - world.J(logits, world.c) / (1 - world.gamma)
+    error = abs(error) / (np.std(costs) / math.sqrt(len(costs)))
+    check("sampled cost per episode [standard errors]", error, at_most=6)
+
+
+# ------------------------------------------------------------------------- three scripts with the same words
+
+
+def shared_blocks(text: str) -> dict:
+    """{name: text} of what stands between `# --- shared: name ---` and `# --- end shared ---`."""
+    blocks = re.findall(r"^# --- shared: ([^\n]*) ---\n(.*?)^# --- end shared ---$", text, re.S | re.M)
+    assert len(blocks) == len(re.findall("^# --- (?:end )?shared", text, re.M)) / 2, "unpaired marks"
+    return dict(blocks)
+
+
+def test_shared_text_is_the_same_in_every_script():
+    """What the scripts share is equal to the character. Control: made-up texts that differ in one."""
+    scripts = [HERE / name for name in ("sbtrpo.py", "ctrpo.py", "strpo.py")]
+    first, *others = (shared_blocks(path.read_text()) for path in scripts if path.exists())
+    assert len(first) >= 2 and all(other == first for other in others)
+    made_up = "# --- shared: a ---\nx = 1\n# --- end shared ---\ny = 2\n"
+    assert shared_blocks(made_up) == shared_blocks("z\n" + made_up) == {"a": "x = 1\n"}
+    assert shared_blocks(made_up) != shared_blocks(made_up.replace("x = 1", "x =  1"))
+    with pytest.raises(AssertionError, match="unpaired"):
+        shared_blocks(made_up.replace("# --- end shared ---", ""))
+
+
+# ------------------------------------------------------------------------------------ reliability: whole runs
+
+SMALL = ["--task=tabular_cmdp:HazardGrid-v0", "--hidden=8", "--batch-steps=250", "--total-steps=2500"]
+
+
+def run_of(experiment: object = "default", task: str = "tabular_cmdp-HazardGrid-v0") -> Path:
+    return Path("runs", str(experiment), task, "sbtrpo", "seed-0")
+
+
+RUN = run_of()
+
+
+def start(folder: Path, *options: str, **popen) -> subprocess.Popen:
+    """The script as its users start it, in this folder, which can also hold modules with environments."""
+    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{HERE}", **popen.pop("env", {})}
+    options = [*map(str, options), *([] if "--workers" in options else ["--workers", "1"])]
+    return subprocess.Popen([sys.executable, sbtrpo.__file__, *options], cwd=folder, text=True,
+                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen)
+
+
+def finish(process: subprocess.Popen, *codes: int) -> list[str]:
+    """Waits for the end; returns the lines on stderr. No traceback, and an exit code of `codes` (or 0)."""
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode in (codes or (0,)) and "Traceback" not in errors, errors
+    return errors.splitlines()
+
+
+def outcome(run: Path) -> tuple:
+    """All that must be equal bit for bit: the rows of progress.csv without times, and the checkpoint."""
+    state = sbtrpo.load_run(run)[1]
+    assert (run / "progress.csv").read_bytes() == state.pop("progress")
+    return rows(run), bits(state)
+
+
+def bits(arrays) -> dict:
+    return {name: (np.shape(arrays[name]), np.asarray(arrays[name]).tobytes()) for name in arrays}
+
+
+def rows(run: Path) -> list[dict]:
+    """The rows of progress.csv without times; none is torn."""
+    text = (run / "progress.csv").read_text() if (run / "progress.csv").exists() else ""
+    table = [line.split(",") for line in text.split("\n")]
+    assert table.pop() == [""] and all(len(line) == len(table[0]) for line in table)
+    return [{key: value for key, value in zip(table[0], line) if "Time/" not in key} for line in table[1:]]
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    """Returns as soon as the condition holds, or the process has ended."""
+    while process.poll() is None and not condition():
+        time.sleep(1e-3)
+
+
+def progress(run: Path, process: subprocess.Popen) -> float:
+    """Waits until the run has finished one more epoch; returns how long that took [s]."""
+    begun, done = time.perf_counter(), len(rows(run))
+    wait_for(lambda: len(rows(run)) > done, process)
+    return time.perf_counter() - begun
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory) -> Path:
+    """A folder with an undisturbed run of one worker."""
+    folder = tmp_path_factory.mktemp("reference")
+    finish(start(folder, *SMALL))
+    assert [int(row["Train/Epoch"]) for row in rows(folder / RUN)] == list(range(1, 11))
+    return folder
+
+
+def test_result_does_not_depend_on_the_number_of_workers(reference, tmp_path):
+    """1, 2 and 3 workers, bit for bit."""
+    runs = [start(tmp_path, *SMALL, "--workers", n, "--experiment", n) for n in (2, 3)]
+    for n, process in zip((2, 3), runs):
+        finish(process)
+        assert outcome(tmp_path / run_of(n)) == outcome(reference / RUN)
+
+
+def test_result_in_safety_gymnasium_does_not_depend_on_the_number_of_workers(tmp_path):
+    """Two epochs of SafetyPointGoal1-v0, 1 and 2 workers, bit for bit: no episode depends on earlier ones."""
+    small = ["--task=SafetyPointGoal1-v0", "--hidden=8", "--batch-steps=2000", "--total-steps=4000"]
+    for process in [start(tmp_path, *small, "--workers", n, "--experiment", n) for n in (1, 2)]:
+        finish(process)
+    one, two = (tmp_path / run_of(n, "SafetyPointGoal1-v0") for n in (1, 2))
+    assert outcome(one) == outcome(two) and len(rows(one)) == 2
+
+
+def test_kill_9_and_resume_change_nothing(reference, tmp_path):
+    """The parent is killed as soon as a save begins, then at a random moment, then interrupted by Ctrl-C, and
+    each time resumed: the result is equal bit for bit, progress.csv whole at all times, no worker left
+    behind."""
+    run, rng, deaths = tmp_path / RUN, np.random.default_rng(), 0
+    process = start(tmp_path, *SMALL, "--workers", 2)
+    for moment in ("save", "random", "Ctrl-C"):
+        done = len(rows(run))
+        progress(run, process)
+        if moment == "save":
+            wait_for((run / "checkpoint.tmp").exists, process)
+        time.sleep(0 if moment == "save" else rng.uniform(0, 0.1))
+        children = psutil.Process(process.pid).children(recursive=True)
+        deaths += process.poll() is None
+        process.send_signal(signal.SIGINT if moment == "Ctrl-C" else signal.SIGKILL)
+        said = finish(process, -9, 0, 1)
+        assert process.returncode != 1 or said[0] == "interrupted" and said[1].endswith(f"--resume {RUN}")
+        assert not psutil.wait_procs(children, timeout=10)[1], "a worker outlived its parent"
+        assert rows(run) == rows(reference / RUN)[: len(rows(run))] and len(rows(run)) > done
+        process = start(tmp_path, "--resume", RUN, "--workers", 2)
+    finish(process)
+    assert outcome(run) == outcome(reference / RUN)
+    check("kill -9 and resume with the same result: deaths (of three)", deaths, at_least=2)
+
+
+def die_at_call(call: int) -> None:
+    """Makes this process kill itself instead of its next but `call` fsync or replace."""
+    calls = iter(range(100))
+
+    def dying(original):
+        return lambda *arguments: os.kill(os.getpid(), 9) if next(calls) == call else original(*arguments)
+
+    os.fsync, os.replace = dying(os.fsync), dying(os.replace)
+
+
+def test_kill_9_within_a_save_leaves_the_old_or_the_new_state(reference, tmp_path):
+    """The process is killed at each system call of a save in turn; what is loaded afterwards is the state of
+    before or after, whole. Both occur."""
+    seen = []
+    for call in range(6):
+        run = shutil.copytree(reference / RUN, tmp_path / str(call))
+        old = sbtrpo.load_run(run)[1]
+        if not (pid := os.fork()):
+            die_at_call(call)
+            columns = old["progress"].splitlines()[0].split(b",")
+            sbtrpo.save(run, {**old, "epoch": 11}, dict.fromkeys(columns, 0.0))
+            os._exit(0)
+        assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == (signal.SIGKILL if call < 5 else 0)
+        state = sbtrpo.load_run(run)[1]
+        assert state["progress"].count(b"\n") == 1 + state["epoch"]
+        assert rows(run)[:10] == rows(reference / RUN)
+        assert all(np.array_equal(state[name], old[name]) for name in set(old) - {"epoch", "progress"})
+        seen.append(state["epoch"])
+    assert seen == [10, 10, 10, 11, 11, 11]
+
+
+def kill_a_worker(process: subprocess.Popen) -> None:
+    children = psutil.Process(process.pid).children()
+    next(child for child in children if "spawn_main" in " ".join(child.cmdline())).kill()
+
+
+def test_a_worker_killed_in_mid_epoch_changes_nothing(reference, tmp_path):
+    """The run goes on by itself, and its result is equal bit for bit."""
+    process = start(tmp_path, *SMALL, "--workers", 2)
+    progress(tmp_path / RUN, process)
+    kill_a_worker(process)
+    seconds = progress(tmp_path / RUN, process)
+    check("a worker killed: seconds until the next epoch is done (two busy cores)", seconds, at_most=15)
+    finish(process)
+    assert len(rows(tmp_path / RUN)) == 10 and outcome(tmp_path / RUN) == outcome(reference / RUN)
+
+
+CLUSTER = """
+import sys
+from distributed import LocalCluster
+if __name__ == "__main__":
+    cluster = LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None)
+    print(cluster.scheduler_address, flush=True)
+    sys.stdin.read()
+    cluster.close()
+"""
+
+
+def test_a_dask_cluster_gives_the_same_result(reference, tmp_path):
+    """`--scheduler`, on a cluster that has the environment but not the script; one of its two worker
+    processes is killed in the middle of an epoch. Equal bit for bit."""
+    shutil.copy(HERE / "tabular_cmdp.py", tmp_path)
+    (tmp_path / "cluster.py").write_text(CLUSTER)
+    cluster = subprocess.Popen([sys.executable, "cluster.py"], cwd=tmp_path, text=True, stderr=-3,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        process = start(tmp_path, *SMALL, "--scheduler", cluster.stdout.readline().strip())
+        progress(tmp_path / RUN, process)
+        kill_a_worker(cluster)
+        _, errors = process.communicate(timeout=120)  # Dask logs results of futures cancelled a moment ago
+        assert process.returncode == 0, errors
+        assert outcome(tmp_path / RUN) == outcome(reference / RUN)
+    finally:
+        cluster.communicate("", timeout=30)
+
+
+# ------------------------------------------------------------------------- reliability: one clear sentence
+
+
+@pytest.mark.parametrize("options, said", [
+    ("--task Nothing-v0", "Nothing"), ("--task SafetyNothing-v0", "SafetyNothing"),
+    ("--task no_such_module:Nothing-v0", "no_such_module"), ("--delta 0", "--delta"), ("--beta 2", "--beta"),
+    ("--update sideways", "--update"), ("--hidden 8 0", "--hidden"), ("--workers 0", "--workers"),
+    ("--total-steps many", "--total-steps"), ("--delat 0.1", "--delat"), ("--resume nowhere", "nowhere"),
+    ("--resume runs --delta 0.1", "--total-steps")])
+def test_a_mistake_of_the_user_is_one_sentence(options, said, tmp_path):
+    """On stderr, after argparse's line of usage at most; non-zero exit, no traceback, nothing is made."""
+    errors = finish(start(tmp_path, *options.split()), 1, 2)
+    assert said in errors[-1] and len([line for line in errors if not line.startswith("usage")]) == 1, errors
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_is_not_overwritten(reference):
+    before = outcome(reference / RUN)
+    assert "exists" in finish(start(reference, *SMALL), 2)[-1]
+    assert outcome(reference / RUN) == before
+
+
+BROKEN = """
+import gymnasium, math, numpy as np, os
+
+class Broken(gymnasium.Env):
+    '''A point pushed about, 10 steps an episode; in step 145 of its process, $BROKEN goes wrong.'''
+    observation_space = gymnasium.spaces.Box(-math.inf, math.inf, (2,))
+    action_space = gymnasium.spaces.Box(-1, 1, (2,))
+    steps = 0
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time, self.x = 0, self.np_random.normal(size=2)
+        return self.x, {}
+
+    def step(self, action):
+        Broken.steps += 1
+        self.time, self.x, broken = self.time + 1, self.x + action / 10, {}
+        if Broken.steps == 145:
+            broken = {os.environ.get("BROKEN"): math.nan if self.x[0] > 0 else math.inf}
+        if "exception" in broken:
+            raise ValueError("the simulator broke")
+        if "process" in broken or os.environ.get("BROKEN") == "host":
+            os._exit(1)
+        return (self.x + broken.get("observation", 0), broken.get("reward", -float(self.x @ self.x)),
+                broken.get("cost", float(self.x[0] > 1)), False, self.time == 10, {})
+
+gymnasium.register("Broken-v0", Broken)
+"""
+BREAKABLE = ["--task=broken_env:Broken-v0", "--hidden=4", "--batch-steps=60", "--total-steps=400"]
+
+
+@pytest.mark.filterwarnings("ignore:.*Overriding environment")
+@pytest.mark.parametrize("fault", ["observation", "reward", "cost", "action", "exception"])
+def test_what_breaks_in_an_episode_is_named(fault, tmp_path, monkeypatch):
+    """NaN or inf in observation, reward, cost or action; an exception: Failure with episode and step."""
+    (tmp_path / f"broken_{fault}.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("BROKEN", fault)
+    state = sbtrpo.initial_state(config := sbtrpo.Config(task=f"broken_{fault}:Broken-v0", hidden=(4,)))
+    state["theta"] = state["theta"] * (math.nan if fault == "action" else 1)
+    where = "episode 0, step 0" if fault == "action" else "episode 14, step 4"
+    what = "the simulator broke" if fault == "exception" else f"{fault}="
+    with pytest.raises(sbtrpo.Failure, match=f"{where}: .*{what}"):
+        for index in range(20):
+            sbtrpo.run_episode(config.task, 0, index, sbtrpo.make_actor(state))
+
+
+def test_a_broken_simulator_loses_no_epoch(tmp_path):
+    """NaN, and an exception, in the third epoch: non-zero exit, one sentence, the epochs before saved;
+    repaired and resumed, the run ends as one in which nothing broke. A simulator that kills its process is
+    run again; one that always does is given up."""
+    (tmp_path / "broken_env.py").write_text(BROKEN)
+    runs = {fault: tmp_path / run_of(fault, "broken_env-Broken-v0")
+            for fault in ("nothing", "reward", "exception", "process", "host")}
+    processes = [start(tmp_path, *BREAKABLE, "--experiment", fault, env={"BROKEN": fault}) for fault in runs]
+    ended = {fault: finish(process, 0, 1) for fault, process in zip(runs, processes)}
+    for fault in ("reward", "exception"):
+        sentence, hint = ended[fault]
+        assert "episode 14, step 4" in sentence
+        assert hint.endswith(f"--resume {runs[fault].relative_to(tmp_path)}")
+        assert rows(runs[fault]) == rows(runs["nothing"])[:2]
+    finish(start(tmp_path, "--resume", runs["exception"]))
+    for fault in ("process", "exception"):
+        assert len(rows(runs[fault])) == 7 and outcome(runs[fault]) == outcome(runs["nothing"])
+    assert "workers died" in ended["host"][0]
+
+
+def test_a_full_disk_loses_no_epoch(reference, tmp_path):
+    """Files cannot grow beyond a checkpoint of the middle of the run: one sentence, the one before loads, and
+    with space again the run ends as if nothing had happened."""
+    most = (reference / RUN / "checkpoint.npz").stat().st_size - 1000
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    sentence, hint = finish(start(tmp_path, *SMALL, preexec_fn=limit), 1)
+    assert "File too large" in sentence and "--resume" in hint
+    assert 1 <= len(rows(tmp_path / RUN)) < 10
+    assert rows(tmp_path / RUN) == rows(reference / RUN)[: len(rows(tmp_path / RUN))]
+    finish(start(tmp_path, "--resume", RUN))
+    assert outcome(tmp_path / RUN) == outcome(reference / RUN)
+
+
+def test_a_damaged_checkpoint_is_noticed(reference, tmp_path, capsys):
+    """A bit of any of 400 bytes changed, or the end cut off: what loads is the newest state or, if it cannot
+    be trusted, the one before, bit for bit; resumed from there, the run ends equal. Both damaged: Failure."""
+    run = shutil.copytree(reference / RUN, tmp_path / RUN)
+    whole, rng, used = (run / "checkpoint.npz").read_bytes(), np.random.default_rng(12), []
+    newest, before = (bits(np.load(run / name)) for name in ("checkpoint.npz", "checkpoint.previous.npz"))
+    flips = [*rng.integers(len(whole), size=300), *rng.integers(len(whole) - 1500, len(whole), size=100)]
+    damaged = [whole[:i] + bytes([whole[i] ^ 1 << rng.integers(8)]) + whole[i + 1:] for i in flips]
+    for data in [*damaged, *(whole[:n] for n in (len(whole) - 1, 1000, 1, 0))]:
+        (run / "checkpoint.npz").write_bytes(data)
+        used.append(bits(sbtrpo.load_run(run)[1]))
+        assert used[-1] in (newest, before) and newest != before
+    check("damaged checkpoints (of 404): found out", used.count(before), at_least=300)
+    finish(start(tmp_path, "--resume", RUN))
+    assert outcome(run) == outcome(reference / RUN)
+    for name in ("checkpoint.npz", "checkpoint.previous.npz"):
+        (run / name).write_bytes(whole[:1000])
+    assert "no run that can be resumed" in finish(start(tmp_path, "--resume", RUN), 1)[-1]
+
+
+def test_wrong_matrix_products_are_noticed(monkeypatch):
+    """Relative errors of 1e-10, where some OpenBLAS builds make large ones. Control: products as they are."""
+    class Wrong(np.ndarray):
+        def __matmul__(self, other):
+            return np.asarray(self) @ np.asarray(other) * (1 + 1e-10)
+
+    sbtrpo.check_blas()
+    draw = np.random.default_rng(0).standard_normal
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: SimpleNamespace(
+        standard_normal=lambda shape: draw(shape).view(Wrong)))
+    with pytest.raises(sbtrpo.Failure, match="wrongly"):
+        sbtrpo.check_blas()
 
 
 def main() -> int:
