@@ -66,7 +66,7 @@ class Config:
     batch_steps: int = option(10_000, "an epoch ends with the episode that reaches it [steps]", "x >= 1")
     batch_growth: float = option(1.0, "size of the last batch over the first; geometric", "1 <= x < inf")
     workers: int = option(os.cpu_count() or 1, "processes that run episodes; changes no result", "x >= 1")
-    scheduler: str = option("", "tcp://host:port of a Dask scheduler, to run the episodes there", "not x or '://' in x")
+    scheduler: str = option("", "tcp://host:port of a Dask scheduler to use instead", "not x or '://' in x")
     update: str = option("convex", "the paper's step, or the exact optimum", "x in ('convex', 'optimal')")
     delta: float = option(0.01, "delta, radius of the trust region [nats, mean KL(old, new)]", "0 < x < inf")
     beta: float = option(0.75, "beta, safety bias: fraction of the best cost decrease to keep", "0 < x <= 1")
