@@ -328,8 +328,8 @@ class Actor(NamedTuple):
 
 def env_step(env, action) -> tuple:
     """(observation, reward, cost, terminated, truncated); maps [-1, 1] to the bounds of a bounded Box."""
-    if hasattr(space := env.action_space, "low") and space.is_bounded():
-        action = space.low + (np.clip(action, -1, 1) + 1) / 2 * (space.high - space.low)
+    if hasattr(space := env.action_space, "low") and (space.bounded_below & space.bounded_above).all():
+        action = space.low + (action.clip(-1, 1) + 1) / 2 * (space.high - space.low)
     observation, reward, *cost, terminated, truncated, info = env.step(action)
     return observation, reward, cost[0] if cost else info["cost"], terminated, truncated
 
