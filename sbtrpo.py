@@ -21,7 +21,7 @@ Differs from the paper in
  1. (2) needs no kappa in its denominator: where the numerator is positive, so is the denominator.
  2. `--update optimal` takes the best step that meets (1), not the best convex combination: beyond the paper.
  3. `--cost-limit b` > 0 asks for min(beta * best decrease, J_c - b): an extension. b = 0 is the paper.
- 4. `--baseline time` subtracts the batch mean at the same time step; the paper's plain returns are `none`.
+ 4. Returns lose their batch mean at equal time (`--baseline none`: the paper); 5 CG iterations filter noise.
 
 symbol    name in code               shape       unit
 theta     theta                      (p,)        policy parameters: weights and biases, then log std
@@ -30,7 +30,7 @@ x_r, x_c  reward_, cost_direction    (p,)        F^-1 g, by conjugate gradients
 F         fisher                     (p,)->(p,)  nats: Hessian of KL, summed over actions, mean over states
 delta     delta                      scalar      nats: mean KL(old, new) over the states of the batch
 J_c, b    EpCost, cost_limit         scalar      undiscounted cost per episode
-A         advantages                 (n,)        discounted return to go, less a baseline
+A         reward_, cost_advantages   (n,)        discounted return to go, less a baseline
 
 Run `uv run sbtrpo.py`, see `--help`, or read on: the update stands next, `train` is the algorithm as a whole.
 """
