@@ -6,7 +6,7 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""Measures sampling, the update and memory side by side: `uv run experiments/speed.py` (Linux, 40 minutes).
+"""Measures sampling, the update and memory side by side: `uv run experiments/speed.py` (Linux, 25 minutes).
 
 Every measurement has a process of its own and a warm-up, and takes turns with its competitors. Rates and
 times are medians over repetitions, ratios the medians of the ratios within each repetition. The table goes
@@ -138,7 +138,7 @@ SAMPLERS = sample_ours, sample_single, sample_async, sample_physics
 def measure_sampling(tasks: list[str], repeats: int, quick: bool) -> dict:
     results = {}
     for task in tasks:
-        steps = (5_000 if quick else 10_000) * (4 if "Velocity" in task else 1)
+        steps = (2_000 if quick else 6_000) * (4 if "Velocity" in task else 1)
         rates = {sampler.__name__[7:]: [] for sampler in SAMPLERS}
         for _ in range(repeats):
             for sampler in SAMPLERS:
@@ -156,7 +156,7 @@ def measure_sampling(tasks: list[str], repeats: int, quick: bool) -> dict:
 def problem(precision: int) -> tuple:
     """Arguments of sbtrpo.update_policy; advantages depend on the actions, as they do in training."""
     rng, sizes = np.random.default_rng(0), (60, 64, 64, 2)
-    config, policy = sbtrpo.Config(precision=precision), sbtrpo.Policy(sizes, discrete=False)
+    config, policy = sbtrpo.Config(precision=precision, cg_iterations=15), sbtrpo.Policy(sizes, discrete=False)
     theta = sbtrpo.initial_parameters(sizes, np.full(2, math.log(config.initial_std)), rng)
     observations = rng.standard_normal((20_000, 60)).astype(f"float{precision}")
     mean, log_std = np.split(sbtrpo.distributions(policy, theta, observations), 2, axis=1)
