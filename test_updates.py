@@ -1035,6 +1035,21 @@ def test_sampled_gradients_are_the_exact_ones(name):
     check("sampled cost per episode [standard errors]", error, at_most=6)
 
 
+def test_std_decay_stays_inside_the_trust_region():
+    """Without advantages the step is the decay alone. It is taken whole where its KL fits into delta, and cut
+    by the line search where it does not."""
+    policy, rng = sbtrpo.Policy((3, 8, 2), False), np.random.default_rng(5)
+    theta = sbtrpo.initial_parameters(policy.sizes, np.log([0.6, 0.4]), rng)
+    observations, actions = rng.normal(size=(200, 3)), rng.normal(size=(200, 2))
+    for decay, whole in ((0.05, True), (0.5, False)):
+        config, nothing = sbtrpo.Config(std_decay=decay, precision=64), np.zeros(200)
+        new, info = sbtrpo.update_policy(config, policy, theta, observations, actions, nothing, nothing, None)
+        expected = np.append(np.zeros(len(theta) - 2), [info["fraction"] * decay] * 2)
+        check("std decay: the step is the decay", np.abs(theta - new - expected).max(), at_most=1e-12)
+        check("std decay: realised KL [delta]", info["realised_kl"] / config.delta, at_most=1)
+        assert (info["fraction"] == 1) == whole and info["stopped_by"] == ("nothing" if whole else "kl")
+
+
 # ------------------------------------------------------------------------- three scripts with the same words
 
 
