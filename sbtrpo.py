@@ -45,22 +45,25 @@ from typing import Callable, NamedTuple
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one BLAS thread: the same bits in every process
 import autograd.numpy as anp
 import numpy as np
-from autograd import grad, make_ggnvp, make_vjp
+from autograd import make_ggnvp, make_vjp
 from tqdm import tqdm
 
 Vector = np.ndarray
-
 class Failure(Exception):
     """Ends a run: one sentence that says what was wrong, where, and what to do."""
 
 def option(default, text: str, rule: str = "True"):
     return dataclasses.field(default=default, metadata={"text": text, "rule": rule})
 
+PRESETS = {"none": {}, "paper": {"baseline": "none"}, "safe": {  # safe: what made results/circle
+    "update": "optimal", "beta": 0.99, "batch_growth": 10.0, "total_steps": 3_000_000}}
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The options of a run: default, symbol and meaning [unit], range. The command line is made of it."""
     task: str = option("SafetyCarCircle2-v0", "EnvId or package.module:EnvId, as Gymnasium names them")
     experiment: str = option("default", "results go to runs/EXPERIMENT/TASK/ALGORITHM/seed-SEED")
+    preset: str = option("none", "a set of defaults, see PRESETS", f"x in {tuple(PRESETS)}")
     seed: int = option(0, "all that is random follows from it; episode i is keyed by (seed, i)", "x >= 0")
     total_steps: int = option(400_000, "length of the training [environment steps]", "x >= 1")
     batch_steps: int = option(10_000, "an epoch ends with the episode that reaches it [steps]", "x >= 1")
@@ -95,7 +98,7 @@ def convex_weights(rho: float, sine2: float, fraction: float) -> tuple[float, fl
     return 1 - mu, mu
 
 def optimal_weights(rho: float, sine2: float, fraction: float) -> tuple[float, float]:
-    """(k, fraction + k rho), k = sqrt((1 - fraction^2) / (1 - rho^2)): demand and trust region both tight."""
+    """Exact optimum, beyond the paper: k, fraction + k rho with k = sqrt((1 - fraction^2) / (1 - rho^2))."""
     if rho <= -fraction:  # step_r meets the demand by itself
         return 1.0, 0.0
     k = math.sqrt((1 - fraction**2) / sine2) if sine2 > 1e-12 else 0.0  # else parallel: all lies along step_c
@@ -107,9 +110,8 @@ def safety_biased_step(reward_gradient: Vector, reward_direction: Vector, cost_g
     """The SB-TRPO step (paper, Update 3 and Eq. 4) from gradients g and directions F^-1 g, in O(n).
     Predicted KL is at most delta, g_c.step <= -required: beta times the best decrease, sqrt(2 delta g_c.x_c).
     With a budget, `excess` = J_c - b [unit of the cost gradient], required is excess plus 2% of the best if
-    less; with no room, second-order terms would stop the line search at J_c = b. Returns the step and a dict:
-    mu, rho, required, kl [nats] and first-order changes as predicted, angles to x_r and -x_c in the Fisher
-    metric [degrees]. Raises Failure for what is not finite."""
+    less: with no room, second-order terms would stop the line search at J_c = b. Returns the step and a dict:
+    mu, rho, required, first-order kl and changes, angles to x_r and -x_c in the Fisher metric [degrees]."""
     reward_unit, step_r = steepest_step(reward_gradient, reward_direction, delta)
     cost_unit, step_c = steepest_step(cost_gradient, -cost_direction, delta)
     rho = float(np.clip(cost_unit @ step_r, -1, 1))  # Cauchy-Schwarz in the F^-1 inner product
@@ -127,14 +129,12 @@ def safety_biased_step(reward_gradient: Vector, reward_direction: Vector, cost_g
                   "reward_change": float(reward_gradient @ step), "cost_change": float(cost_gradient @ step),
                   "reward_angle": reward_angle, "cost_angle": cost_angle}
 
-# Beyond the paper: max g_r.step under the same two constraints, solved exactly; mu is then only a weight.
 optimal_safety_biased_step = functools.partial(safety_biased_step, weights=optimal_weights)
 
 # --- shared: steepest step, conjugate gradients, line search ---
 def steepest_step(gradient: Vector, direction: Vector, delta: float) -> tuple[Vector, Vector]:
     """g / sqrt(2 delta g.x), and sqrt(2 delta / g.x) x: the step of KL delta along x = F^-1 g. 0 if g is 0.
-    The first, times a step, is its first-order change in units of the best one. Dividing by max|g| beforehand
-    makes gradients of 1e-300 and 1e150 as good as any."""
+    The first, times a step, is its change in units of the best. Scaled, for gradients of 1e-300 and 1e150."""
     scale = np.abs(gradient).max() or 1.0
     g, x = gradient / scale, direction / scale
     norm = math.sqrt(2 * delta * abs(float(g @ x)))
@@ -158,9 +158,8 @@ def conjugate_gradients(product: Callable, b: Vector, iterations: int) -> tuple[
     return scale * x, math.sqrt(rr / (start or 1.0))
 
 def line_search(judge: Callable, theta: Vector, step: Vector, shrink: float = 0.8, trials: int = 60):
-    """The largest fraction shrink^k of a step to pass `judge`: theta -> (failed condition or "", measured).
-    Returns the parameters, the old ones if none passes, and what was measured there, with trials, fraction
-    and stopped_by, the condition that the next larger fraction failed."""
+    """The largest fraction shrink^k of a step to pass `judge`: theta -> (what failed or "", measured). Gives
+    the parameters (the old ones if none passes), what was measured, trials, fraction, what stopped it."""
     stopped_by = "nothing"
     for trial, fraction in enumerate([*shrink ** np.arange(trials), 0.0]):
         failed, measured = judge(theta + fraction * step)
@@ -236,33 +235,33 @@ def fisher_product(policy: Policy, theta: Vector, observations: np.ndarray, damp
     return lambda v: product(v) + damping * v
 
 # advantages
-def discounted_sums(values: Vector, discount: float) -> Vector:
-    """sum_k discount^k values[t + k] for every t, (T,)."""
-    return np.array(list(accumulate(values[::-1].tolist(), lambda later, now: now + discount * later)))[::-1]
-
 def gae_advantages(signals: list, values: list, terminated: list, discount: float, gae_lambda: float) -> list:
     """sum_k (discount lambda)^k (r + discount V' - V)[t + k] of every episode, given T + 1 values of each.
-    The value after the last step counts if the episode was truncated, and is 0 if it terminated. Monte Carlo
-    returns are what comes out for V = 0 and lambda = 1."""
+    The last value counts if the episode was truncated, not if it terminated. V = 0, lambda = 1: returns."""
     advantages = []
     for rewards, value, ended in zip(signals, values, terminated):
         residuals = rewards + discount * np.append(value[1:-1], 0 if ended else value[-1]) - value[:-1]
-        advantages.append(discounted_sums(residuals, discount * gae_lambda))
+        sums = accumulate(residuals[::-1].tolist(), lambda later, now: now + discount * gae_lambda * later)
+        advantages.append(np.array(list(sums))[::-1])
     return advantages
 
-def fit_critic(critic: Vector, sizes: tuple[int, ...], inputs: np.ndarray, targets: Vector) -> Vector:
-    """Least squares on the whole batch by five Gauss-Newton steps, each of them kept only if it helps."""
-    def values(critic):
-        return network(unflatten(critic.astype(inputs.dtype), sizes)[0], inputs)[:, 0]
-
-    def loss(critic):
-        return anp.mean((values(critic) - targets.astype(inputs.dtype)) ** 2) / 2
-
-    for _ in range(5):
-        before, product, slope = float(loss(critic)), make_ggnvp(values)(critic), grad(loss)(critic)
-        step, _ = conjugate_gradients(lambda v, p=product: p(v) / len(inputs) + 1e-3 * v, -slope, 10)
-        critic, _ = line_search(lambda c, b=before: ("" if loss(c) < b else "loss", {}), critic, step, 0.5, 8)
-    return critic
+def fit_critic(critic: Vector, sizes: tuple[int, ...], inputs: np.ndarray, targets: Vector, rng) -> Vector:
+    """Least squares by ten passes of Adam over minibatches; back-propagated by hand, it is far faster."""
+    critic, targets = critic.astype(inputs.dtype), targets.astype(inputs.dtype)[:, None]
+    slope, mean, square = np.zeros((3, len(critic)), inputs.dtype)
+    (layers, _), (slopes, _) = unflatten(critic, sizes), unflatten(slope, sizes)  # views of both
+    batches = [np.array_split(rng.permutation(len(inputs)), math.ceil(len(inputs) / 128)) for _ in range(10)]
+    for t, rows in enumerate(sum(batches, []), start=1):
+        hidden = [inputs[rows]]
+        for W, b in layers[:-1]:
+            hidden.append(np.tanh(hidden[-1] @ W + b))
+        error = (hidden[-1] @ layers[-1][0] + layers[-1][1] - targets[rows]) / len(rows)
+        for (W, _), (dW, db), h in zip(layers[::-1], slopes[::-1], hidden[::-1]):
+            dW[:], db[:], error = h.T @ error, error.sum(0), error @ W.T * (1 - h * h)
+        mean += 0.1 * (slope - mean)
+        square += 0.001 * (slope * slope - square)
+        critic -= 1e-3 * math.sqrt(1 - 0.999**t) / (1 - 0.9**t) * mean / (np.sqrt(square) + 1e-8)
+    return critic.astype(float)
 
 # environments and episodes
 @functools.lru_cache
@@ -270,13 +269,11 @@ def safety_gymnasium(textures: bool):
     """safety-gymnasium 1.0.0, for Python 3.11 too; without textures, resets decode no PNG files (1 s)."""
     import mujoco
     dataclass, compile_model = dataclasses.dataclass, mujoco.MjModel.from_xml_string
-
     def dataclass_with_arrays(cls):
         for name, value in list(vars(cls).items()):
             if isinstance(value, np.ndarray):  # Python 3.11 refuses arrays as defaults
                 setattr(cls, name, dataclasses.field(default_factory=value.copy))
         return dataclass(cls)
-
     sys.modules["gymnasium_robotics.envs.multiagent_mujoco.mujoco_multi"] = unittest.mock.MagicMock()
     with unittest.mock.patch.object(dataclasses, "dataclass", dataclass_with_arrays):
         package = importlib.import_module("safety_gymnasium")
@@ -294,10 +291,13 @@ def make_env(task: str, thread: int = 0, **rendering):
         env = make(task, disable_env_checker=True, **rendering)
     except (gymnasium.error.Error, ImportError, AssertionError) as error:
         raise Failure(f"--task {task} cannot be made: {error}") from None
-    if not isinstance(env.action_space, (gymnasium.spaces.Box, gymnasium.spaces.Discrete)):
-        raise Failure(f"--task {task} has actions in {env.action_space}; Box and Discrete are supported.")
+    space = env.action_space
+    if not isinstance(space, (gymnasium.spaces.Box, gymnasium.spaces.Discrete)) or getattr(space, "start", 0):
+        raise Failure(f"--task {task} has actions in {space}; Box, and Discrete from 0, are supported.")
     if len(env.observation_space.shape or ()) != 1:
         env = gymnasium.wrappers.FlattenObservation(env)
+    env.bounded = hasattr(space, "low") and (space.bounded_below & space.bounded_above).all()
+    env.low, env.range = (space.low, space.high - space.low) if env.bounded else (None, None)
     env.reset(seed=0)
     return env
 
@@ -318,18 +318,20 @@ class Actor(NamedTuple):
     def normalise(self, observations: np.ndarray) -> np.ndarray:
         return ((observations - self.mean) / self.std).clip(-10, 10)
 
-    def act(self, observation: Vector, rng: np.random.Generator | None):
-        """A sampled action; without rng, the mean or the most likely one."""
+    def acting(self, rng: np.random.Generator | None) -> Callable:
+        """observation -> a sampled action; without rng, the mean or the most likely one."""
         layers, log_std = unflatten(self.theta, self.policy.sizes)
-        output = network(layers, self.normalise(observation))
-        if self.policy.discrete:
-            return int(np.argmax(output + rng.gumbel(size=len(output)) if rng else output))  # a sample
-        return output + np.exp(log_std) * rng.standard_normal(len(output)) if rng else output
+        def act(observation):
+            output = network(layers, self.normalise(observation))
+            if self.policy.discrete:
+                return np.argmax(output + rng.gumbel(size=len(output)) if rng else output)  # a sample
+            return output + np.exp(log_std) * rng.standard_normal(len(output)) if rng else output
+        return act
 
 def env_step(env, action) -> tuple:
     """(observation, reward, cost, terminated, truncated); maps [-1, 1] to the bounds of a bounded Box."""
-    if hasattr(space := env.action_space, "low") and (space.bounded_below & space.bounded_above).all():
-        action = space.low + (action.clip(-1, 1) + 1) / 2 * (space.high - space.low)
+    if env.bounded:
+        action = env.low + (action.clip(-1, 1) + 1) / 2 * env.range
     observation, reward, *cost, terminated, truncated, info = env.step(action)
     return observation, reward, cost[0] if cost else info["cost"], terminated, truncated
 
@@ -339,10 +341,11 @@ def run_episode(task: str, seed: int, index: int, actor: Actor) -> Episode:
     try:
         env = make_env(task, threading.get_ident())
         observations, ended, truncated = [env.reset(seed=int(rng.integers(2**32)))[0]], False, False
+        act = actor.acting(rng)
         while not (ended or truncated):
-            action = actor.act(observations[-1], rng)
+            action = act(observations[-1])
             observation, reward, cost, ended, truncated = env_step(env, action)
-            if not math.isfinite(np.sum(action) + reward + cost + observation.sum()):
+            if not math.isfinite(action.sum() + reward + cost + observation.sum()):
                 raise ArithmeticError(f"not finite: {action=}, {reward=}, {cost=} or {observation=}")
             steps.append((action, reward, cost))
             observations.append(observation)
@@ -354,8 +357,8 @@ def run_episode(task: str, seed: int, index: int, actor: Actor) -> Episode:
 def guard_worker() -> None:
     """A worker leaves Ctrl-C to its parent, and ends when its parent has ended, in whatever way."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    wait = multiprocessing.parent_process().join
+    threading.Thread(target=lambda: (wait(), os._exit(1)), daemon=True).start()
 
 def make_executor(config: Config):
     """Processes on this machine, or a Dask cluster; both are executors as in concurrent.futures."""
@@ -367,17 +370,18 @@ def make_executor(config: Config):
     return client.get_executor()
 
 def collect(executor, config: Config, actor: Actor, first: int, length: float, size: int, deaths: int = 0):
-    """The shortest run of episodes first, first + 1, ... that has `size` steps, whoever runs them.
-
-    `length` guesses an episode's length, so that few start in vain. If a worker dies, all start anew."""
-    episodes, pending, steps = [], [], 0
+    """The shortest run of episodes first, first + 1, ... that has `size` steps; `length`: a first guess."""
+    episodes, pending, steps, planned = [], [], 0, first
+    run = functools.partial(run_episode, config.task, config.seed, actor=actor)
     try:
         while steps < size:
-            while len(pending) < math.ceil((size - steps) / length):
-                index = first + len(episodes) + len(pending)
-                pending.append(executor.submit(run_episode, config.task, config.seed, index, actor))
-            episodes.append(pending.pop(0).result())
-            steps += len(episodes[-1].rewards)
+            while planned < first + len(episodes) + (size - steps) / length:
+                indices = range(planned, planned := planned + math.ceil(500 / length))  # short ones: one job
+                pending.append(executor.submit(list, map(run, indices)))
+            for episode in pending.pop(0).result():
+                if steps < size:
+                    episodes.append(episode)
+                    steps += len(episode.rewards)
             length = steps / len(episodes)
     except BrokenExecutor:
         if deaths == 3:
@@ -402,7 +406,6 @@ def update_policy(config: Config, policy: Policy, theta: Vector, observations: n
     step[len(theta) - policy.sizes[-1] * (not policy.discrete) :] -= config.std_decay
     old = distributions(policy, theta, observations)
     allowed = max(0.0, -(excess or 0.0)) + np.finfo(old.dtype).eps * np.abs(cost_advantages).max()  # rounding
-
     def judge(theta):
         new = distributions(policy, theta, observations)
         gains = np.expm1((log_probabilities(policy, new, actions) - old_log_probs).astype(float))  # ratio - 1
@@ -410,14 +413,13 @@ def update_policy(config: Config, policy: Policy, theta: Vector, observations: n
         reward = float(np.mean(gains * reward_advantages))
         failed = "kl" if not kl <= config.delta else "cost" if not cost <= allowed else ""
         return failed, {"realised_kl": kl, "surrogate_reward": reward, "surrogate_cost": cost}
-
     theta, found = line_search(judge, theta, step)
-    return theta, {**info, **found, "reward_residual": reward_residual, "cost_residual": cost_residual}
+    return theta, info | found | {"reward_residual": reward_residual, "cost_residual": cost_residual}
 
 def estimate_advantages(config: Config, episodes: list, inputs: np.ndarray, lasts: Vector, state: dict):
     """Advantages of reward and of cost for every step; and the critics, fitted to this batch for the next."""
     critic_free, results, critics = config.advantage == "mc", [], []
-    sizes, terminated = (*state["sizes"][:-1], 1), [episode.terminated for episode in episodes]
+    sizes, terminated = (*state["sizes"].tolist()[:-1], 1), [episode.terminated for episode in episodes]
     for name, critic in zip(("rewards", "costs"), state["critics"]):
         values = np.zeros(len(inputs)) if critic_free else network(unflatten(critic, sizes)[0], inputs)[:, 0]
         advantages = gae_advantages([getattr(e, name) for e in episodes], np.split(values, lasts[:-1] + 1),
@@ -426,8 +428,9 @@ def estimate_advantages(config: Config, episodes: list, inputs: np.ndarray, last
             means = np.array([np.mean([a for a in now if a is not None]) for now in zip_longest(*advantages)])
             advantages = [advantage - means[: len(advantage)] for advantage in advantages]
         results.append(np.concatenate(advantages))
+        rng = np.random.default_rng([config.seed, 0, state["epoch"]])
         critics.append(critic if critic_free else fit_critic(
-            critic, sizes, np.delete(inputs, lasts, axis=0), results[-1] + np.delete(values, lasts)))
+            critic, sizes, np.delete(inputs, lasts, axis=0), results[-1] + np.delete(values, lasts), rng))
     return [*results, np.array(critics)]
 
 def train(config: Config, run: Path, state: dict) -> dict:
@@ -441,7 +444,6 @@ def train(config: Config, run: Path, state: dict) -> dict:
             size = round(config.batch_steps * config.batch_growth ** (state["steps"] / config.total_steps))
             executor, episodes = collect(executor, config, actor, state["next_episode"], length, size)
             collected = time.perf_counter()
-
             raw, actions = (np.concatenate(parts) for parts in list(zip(*episodes))[:2])
             lasts = np.cumsum([len(episode.observations) for episode in episodes]) - 1  # no action there
             inputs = actor.normalise(raw).astype(dtype)
@@ -452,7 +454,6 @@ def train(config: Config, run: Path, state: dict) -> dict:
             theta, info = update_policy(
                 config, actor.policy, state["theta"], np.delete(inputs, lasts, axis=0),
                 actions.astype(int if state["discrete"] else dtype), *advantages, excess)
-
             finished = time.perf_counter()
             metrics["EpCostRegret"] = state["regret"] + max(0.0, metrics["EpCost"] - config.cost_limit)
             state = {**state, "theta": theta, "critics": critics, "regret": metrics["EpCostRegret"],
@@ -475,10 +476,9 @@ def train(config: Config, run: Path, state: dict) -> dict:
 # --- shared: what a run leaves ---
 def episode_metrics(episodes: list[Episode]) -> dict:
     """Raw means over the epoch's own episodes, undiscounted; an episode is safe if its cost is 0."""
-    returns, costs = (np.array([getattr(e, name).sum() for e in episodes]) for name in ("rewards", "costs"))
-    lengths, safe = [len(episode.rewards) for episode in episodes], costs == 0
-    return {"EpRet": returns.mean(), "EpCost": costs.mean(), "EpLen": np.mean(lengths),
-            "SafetyProbability": safe.mean(), "SafeReward": (returns * safe).mean()}
+    reward, cost = (np.array([getattr(e, name).sum() for e in episodes]) for name in ("rewards", "costs"))
+    return {"EpRet": reward.mean(), "EpCost": cost.mean(), "EpLen": np.mean([len(e.costs) for e in episodes]),
+            "SafetyProbability": (cost == 0).mean(), "SafeReward": (reward * (cost == 0)).mean()}
 
 def initial_state(config: Config) -> dict:
     """All that a run needs to go on where it stood: the content of checkpoint.npz."""
@@ -569,7 +569,7 @@ def open_run(argv: list[str] | None) -> tuple[Config, Path, dict]:
         config, state = load_run(run)
         write(run / "progress.csv", state["progress"])
         return dataclasses.replace(config, **options), run, state
-    config = Config(**options)
+    config = Config(**{**PRESETS.get(options.get("preset"), {}), **options})
     run = Path("runs", config.experiment, re.sub(r"[^\w.-]", "-", config.task), Path(__file__).stem)
     run = run / f"seed-{config.seed}"
     if (run / "config.json").exists():

@@ -907,8 +907,8 @@ def n_step_advantages(rewards, values, terminated, discount, gae_lambda) -> np.n
 
 
 def test_advantages_are_the_weighted_n_step_advantages():
-    """Terminated and truncated episodes of 1 to 12 steps; discounted sums against the double sum. Controls: a
-    truncated episode counted as terminated; and V = 0, lambda = 1, where nothing but the returns is left."""
+    """Terminated and truncated episodes of 1 to 12 steps; with V = 0 and lambda = 1, nothing but returns is
+    left: a double sum. Control: a truncated episode counted as terminated."""
     rng, worst, returns, control = np.random.default_rng(6), 0.0, 0.0, 0.0
     for length in range(1, 13):
         rewards, values = rng.normal(size=length), rng.normal(size=length + 1)
@@ -921,10 +921,9 @@ def test_advantages_are_the_weighted_n_step_advantages():
                 rewards, values, not ended, discount, gae_lambda)).max())
             found, = sbtrpo.gae_advantages([rewards], [0 * values], [ended], discount, 1.0)
             double = [sum(discount**k * rewards[t + k] for k in range(length - t)) for t in range(length)]
-            returns = max(returns, np.abs(found - double).max(),
-                          np.abs(sbtrpo.discounted_sums(rewards, discount) - double).max())
+            returns = max(returns, np.abs(found - double).max())
     check("GAE = weighted n-step advantages", worst, at_most=IDENTITY)
-    check("GAE with V = 0, lambda = 1, = discounted sums = Monte Carlo returns", returns, at_most=IDENTITY)
+    check("GAE with V = 0, lambda = 1, = Monte Carlo returns", returns, at_most=IDENTITY)
     check("  control: terminated taken for truncated (largest)", control, at_least=0.1)
 
 
@@ -934,13 +933,15 @@ def test_time_baseline_is_the_batch_mean_at_equal_time():
     rng, lengths = np.random.default_rng(9), [3, 1, 5, 4]
     episodes = [sbtrpo.Episode(np.zeros((n + 1, 2)), np.zeros(n, int), *rng.normal(size=(2, n)), True)
                 for n in lengths]
-    state, inputs = {"sizes": np.array([2, 3, 2]), "critics": np.zeros((2, 0))}, np.zeros((17, 2))
+    state = {"sizes": np.array([2, 3, 2]), "critics": np.zeros((2, 0)), "epoch": 0}
+    inputs = np.zeros((17, 2))
     lasts, found = np.cumsum(np.add(lengths, 1)) - 1, {}
     for baseline in ("none", "time"):
         config = sbtrpo.Config(baseline=baseline, discount=0.9)
         *found[baseline], _ = sbtrpo.estimate_advantages(config, episodes, inputs, lasts, state)
     for k, name in enumerate(("rewards", "costs")):
-        sums = [sbtrpo.discounted_sums(getattr(episode, name), 0.9) for episode in episodes]
+        sums = [np.array([sum(0.9**k * x for k, x in enumerate(signal[t:])) for t in range(len(signal))])
+                for signal in (getattr(episode, name) for episode in episodes)]
         means = [np.mean([s[t] for s in sums if len(s) > t]) for t in range(5)]
         less = np.concatenate([s - means[: len(s)] for s in sums])
         check("baseline none: returns as they are", np.abs(found["none"][k] - np.hstack(sums)).max(), 1e-12)
@@ -961,10 +962,9 @@ def test_critic_reaches_the_least_squares_optimum():
         return np.mean((values - targets) ** 2)
 
     least, start = np.mean((targets - means[states]) ** 2), loss(critic)
-    first = sbtrpo.fit_critic(critic, sizes, np.eye(6)[states], targets)
-    again = sbtrpo.fit_critic(first, sizes, np.eye(6)[states], targets)
-    check("critic: loss above the optimum after a fit [optimum]", loss(first) / least - 1, at_most=1e-6)
-    check("critic: increase of the loss in another fit", loss(again) - loss(first), at_most=0.0)
+    for _ in range(200):
+        critic = sbtrpo.fit_critic(critic, sizes, np.eye(6)[states], targets, rng)
+    check("critic: loss above the optimum after 200 fits [optimum]", loss(critic) / least - 1, at_most=1e-2)
     check("  control: loss above the optimum at the start [optimum]", start / least - 1, at_least=2)
 
 
@@ -992,7 +992,7 @@ def gradient_errors(config, actor, episodes, exact) -> list:
     ratio (sum over steps of grad log pi * A) / steps, from 60 groups of episodes."""
     observations = np.concatenate([e.observations for e in episodes])
     lasts = np.cumsum([len(e.observations) for e in episodes]) - 1
-    state = {"sizes": np.array(actor.policy.sizes), "critics": np.zeros((2, 0))}
+    state = {"sizes": np.array(actor.policy.sizes), "critics": np.zeros((2, 0)), "epoch": 0}
     *advantages, _ = sbtrpo.estimate_advantages(config, episodes, observations, lasts, state)
     inputs, actions = np.delete(observations, lasts, axis=0), np.concatenate([e.actions for e in episodes])
     ends = np.cumsum([len(e.actions) for e in episodes])[np.linspace(0, len(episodes) - 1, 61).astype(int)]

@@ -47,9 +47,10 @@ def play(algorithm, env, actor, key: tuple, deterministic: bool, noise: float, w
     streams = np.random.SeedSequence(key, spawn_key=(1,)).spawn(3)
     world, choice, disturbance = map(np.random.default_rng, streams)
     observation, totals, ended = env.reset(seed=int(world.integers(2**32)))[0], np.zeros(2), False
+    act = actor.acting(None if deterministic else choice)
     while not ended:
         watch()
-        action = actor.act(observation, None if deterministic else choice)
+        action = act(observation)
         if disturbance.random() < noise:
             action = uniform_action(algorithm, env.action_space, disturbance)
         observation, reward, cost, terminated, truncated = algorithm.env_step(env, action)

@@ -28,11 +28,14 @@ update: seconds for 20,000 x 60 observations, 2 actions, 64x64 units, 15 Fisher 
   Conjugate gradients, step and line search are the same code in all. `difference` compares the accepted
   step with ours, relative to its size. Where torch is not installed, only ours is measured.
 
+epoch: seconds of a training epoch of ctrpo.py, 20,000 steps with 2 workers, rollout + update, after a first
+  one. The bars are 1/5 and 1/7 of what the official release of C-TRPO took on two such cores, quiet.
+
 memory: MiB of sbtrpo.py with 2 workers, 4 epochs of the default task, all its processes together: the
   largest sum of proportional set sizes (PSS; 20 looks a second), and the sum of the largest resident sets
 """
 
-import argparse, functools, json, math, multiprocessing, os, platform, subprocess, sys, tempfile, time
+import argparse, csv, functools, json, math, multiprocessing, os, platform, subprocess, sys, tempfile, time
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata, util
 from pathlib import Path
@@ -46,6 +49,7 @@ import sbtrpo
 
 BARS = {"SafetyCarCircle2-v0": 6.0, "SafetyPointGoal1-v0": 3.3, "SafetyPointGoal2-v0": 1.4,
         "SafetyPointButton2-v0": None, "SafetyHopperVelocity-v1": 2.3, "SafetySwimmerVelocity-v1": None}
+EPOCH_BARS = {"SafetyHopperVelocity-v1": 13 / 5, "SafetyPointGoal1-v0": 33 / 5, "SafetyCarCircle2-v0": 48 / 7}
 UPDATE_BAR, MEMORY_BAR = 2.0, 1024  # times as fast as PyTorch; MiB
 
 
@@ -273,6 +277,27 @@ def measure_update(repeats: int, quick: bool) -> dict:
     return results
 
 
+# a training epoch
+def measure_epochs(repeats: int) -> dict:
+    results = {}
+    for task, bar in EPOCH_BARS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            steps = 20_000 * (repeats + 1)
+            command = [sys.executable, ROOT / "ctrpo.py", "--task", task, "--workers", "2",
+                       "--batch-steps", "20000", "--total-steps", str(steps)]
+            subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=True)
+            [file] = Path(folder).glob("runs/*/*/*/*/progress.csv")
+            with open(file, newline="") as lines:
+                rows = list(csv.DictReader(lines))[1:]
+        names = ("Total", "Rollout", "Update")
+        times = {name: [float(row[f"Time/{name}"]) for row in rows] for name in names}
+        total, rollout, update = (median(values) for values in times.values())
+        results[task] = {"seconds": times, "bar": bar}
+        print(f"{task:26}{total:7.2f} s = rollout {rollout:.2f} + update {update:.2f}"
+              f"  bar {bar:.1f}: {verdict(total <= bar)}", flush=True)
+    return results
+
+
 # memory
 def family(pid: int) -> list[int]:
     """A process and all that descend from it."""
@@ -326,7 +351,7 @@ def machine() -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=("sampling", "update", "memory"), help="leave out the rest")
+    parser.add_argument("--only", choices=("sampling", "update", "epoch", "memory"), help="just this")
     parser.add_argument("--tasks", nargs="+", choices=BARS, default=list(BARS), metavar="TASK",
                         help="to sample: " + ", ".join(BARS))
     parser.add_argument("--repeats", type=int, default=5, help="of every measurement (default 5)")
@@ -348,6 +373,9 @@ def main(argv: list[str] | None = None) -> None:
     if options.only in (None, "update"):
         print("update: seconds, times ours with 1 thread (range)")
         results["update"] = measure_update(repeats, options.quick)
+    if options.only in (None, "epoch"):
+        print("epoch of ctrpo.py: median")
+        results["epoch"] = measure_epochs(repeats)
     if options.only in (None, "memory"):
         results["memory"] = measure_memory(options.quick)
     if output := options.output or (ROOT / "results" / "speed.json" if whole else None):
