@@ -375,13 +375,12 @@ def collect(executor, config: Config, actor: Actor, first: int, length: float, s
     run = functools.partial(run_episode, config.task, config.seed, actor=actor)
     try:
         while steps < size:
-            while planned < first + len(episodes) + (size - steps) / length:
-                indices = range(planned, planned := planned + math.ceil(500 / length))  # short ones: one job
-                pending.append(executor.submit(list, map(run, indices)))
-            for episode in pending.pop(0).result():
-                if steps < size:
-                    episodes.append(episode)
-                    steps += len(episode.rewards)
+            wanted = first + len(episodes) + math.ceil((size - steps) / length)
+            while planned < wanted:
+                indices = range(planned, planned := min(wanted, planned + math.ceil(500 / length)))
+                pending.append(executor.submit(list, map(run, indices)))  # short episodes share a job
+            episodes += pending.pop(0).result()
+            steps = sum(len(episode.rewards) for episode in episodes)
             length = steps / len(episodes)
     except BrokenExecutor:
         if deaths == 3:
@@ -389,7 +388,7 @@ def collect(executor, config: Config, actor: Actor, first: int, length: float, s
         return collect(make_executor(config), config, actor, first, length, size, deaths + 1)
     for future in pending:
         future.cancel()
-    return executor, episodes
+    return executor, episodes[: np.searchsorted(np.cumsum([len(e.rewards) for e in episodes]), size) + 1]
 # --- end shared ---
 
 def update_policy(config: Config, policy: Policy, theta: Vector, observations: np.ndarray, actions: Vector,
