@@ -263,7 +263,7 @@ def fit_critic(critic: Vector, sizes: tuple[int, ...], inputs: np.ndarray, targe
     critic, targets = critic.astype(inputs.dtype), targets.astype(inputs.dtype)[:, None]
     slope, mean, square = np.zeros((3, len(critic)), inputs.dtype)
     (layers, _), (slopes, _) = unflatten(critic, sizes), unflatten(slope, sizes)  # views of both
-    batches = [np.array_split(rng.permutation(len(inputs)), math.ceil(len(inputs) / 128)) for _ in range(10)]
+    batches = [np.array_split(rng.permutation(len(inputs)), math.ceil(len(inputs) / 256)) for _ in range(10)]
     for t, rows in enumerate(sum(batches, []), start=1):
         hidden = [inputs[rows]]
         for W, b in layers[:-1]:
@@ -273,7 +273,7 @@ def fit_critic(critic: Vector, sizes: tuple[int, ...], inputs: np.ndarray, targe
             dW[:], db[:], error = h.T @ error, error.sum(0), error @ W.T * (1 - h * h)
         mean += 0.1 * (slope - mean)
         square += 0.001 * (slope * slope - square)
-        critic -= 1e-3 * math.sqrt(1 - 0.999**t) / (1 - 0.9**t) * mean / (np.sqrt(square) + 1e-8)
+        critic -= 2e-3 * math.sqrt(1 - 0.999**t) / (1 - 0.9**t) * mean / (np.sqrt(square) + 1e-8)
     return critic.astype(float)
 
 # environments and episodes
