@@ -40,7 +40,7 @@ delta     delta                      scalar      nats
 beta      beta                       scalar      nats (log); nats per unit of cost (xlogx)
 J_c, b    EpCost, cost_limit         scalar      undiscounted cost per episode
 m         margin                     scalar      b - J_c; 0 in recovery
-h         hysteresis                 scalar      fraction of b
+h         hysteresis                 scalar      fraction of b; h b must exceed the least cost
 
 Run `uv run ctrpo.py`, see `--help`, or read on: the update stands next, `train` is the algorithm as a whole.
 """
@@ -125,13 +125,14 @@ def barrier_step(reward_gradient: Vector, reward_direction: Vector, cost_gradien
     reward_unit, step_r = steepest_step(reward_gradient, reward_direction, delta)
     cost_unit, step_c = steepest_step(cost_gradient, -cost_direction, delta)
     rho = float(np.clip(cost_unit @ step_r, -1, 1))  # Cauchy-Schwarz in the F^-1 inner product
-    sine2 = max(0.0, float((reward_unit - rho * cost_unit) @ (step_r + rho * step_c)))  # 1 - rho^2
+    sine2 = float((reward_unit - rho * cost_unit) @ (step_r + rho * step_c))  # 1 - rho^2
+    sine2 = sine2 if sine2 > 1e-12 else 0.0  # else parallel: nothing but rounding
     best = float(-cost_gradient @ step_c)  # = sqrt(2 delta s)
     if margin > 0:
         share = best / margin
         keep = 1 / (1 + beta / (2 * delta) * share * (share if barrier == "log" else best))  # 1 / (1 + w s)
         scale = 1 / (math.sqrt(sine2 + keep * rho**2) or math.inf)
-        across = step_r + rho * step_c if sine2 > 1e-12 else 0.0  # else parallel: nothing but rounding
+        across = step_r + rho * step_c if sine2 else 0.0
         step = scale * (across - keep * rho * step_c)
         reward, cost = 1 / (scale or math.inf), keep * rho * scale  # changes in units of the best ones
         bend = (1 - keep) * keep * (rho * scale) ** 2  # w s cost^2: the barrier's part of the divergence

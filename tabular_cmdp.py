@@ -27,6 +27,7 @@ from typing import NamedTuple
 import autograd.numpy as np
 import gymnasium as gym
 from autograd import grad
+from scipy.integrate import solve_ivp
 from scipy.optimize import linprog
 
 Array = np.ndarray
@@ -125,6 +126,38 @@ class TabularCMDP:
     def surrogate(self, old: Array, new: Array, f: Array) -> float:
         """sum_s d_old(s) sum_a pi_new(a|s) A_f^old(s,a): equals J_f(new) - J_f(old) up to second order."""
         return np.sum(self.state_occupancy(old)[:, None] * policy(new) * self.advantage(old, f))
+
+    # --- the limit of small trust regions ---
+
+    def flow(self, theta: Array, times: Array, beta: float, barrier: str = "log") -> tuple[Array, Array]:
+        """C-NPG, the natural gradient in the metric H = F + w g_c g_c^T with w = beta phi''(m), m = b - J_c:
+
+            theta' = H^+ g_r = x_r - w r / (1 + w s) x_c,     w = beta / m^2 for phi = -log x    ("log")
+            m'     = -g_c.theta' = -r / (1 + w s)             w = beta / m   for phi = x log x   ("xlogx")
+
+        where r = g_c.x_r, s = g_c.x_c. The log of m is integrated beside theta: m itself reaches 1e-30, where
+        b - J_c is nothing but rounding. Flow of C-TRPO (arXiv 2411.02957); `beta` = 0 is plain NPG, which
+        knows no margin. Returns theta (n, S, A) and log m (n,), NaN for NPG, at n increasing times from 0 on;
+        unit of time: nats per unit of normalised reward. Raises ValueError if `theta` is not safe.
+        """
+        margin = self.limit - self.J(theta, self.c)
+        if beta and not margin > 0:
+            raise ValueError(f"C-NPG starts at J_c < {self.limit:g}, but J_c is higher by {-margin:g}.")
+        power = {"log": 2, "xlogx": 1}[barrier]  # w = beta / m^power
+
+        def velocity(_, state):
+            theta, m = state[:-1].reshape(self.r.shape), np.exp(state[-1])
+            x_r, x_c, g_c = (self.natural_direction(theta, self.r), self.natural_direction(theta, self.c),
+                             self.gradient(theta, self.c))
+            r, s = np.sum(g_c * x_r), np.sum(g_c * x_c)
+            per_w = m**power + beta * s  # (1 + w s) beta / w
+            return np.append(x_r - beta * r / per_w * x_c, -r * m ** (power - 1) / per_w if beta else 0)
+
+        start = np.append(theta, np.log(margin) if beta else 0.0)
+        result = solve_ivp(velocity, (0, times[-1]), start, "LSODA", times, rtol=1e-12, atol=1e-13)
+        if not result.success:
+            raise ArithmeticError(f"C-NPG could not be integrated: {result.message}")
+        return result.y[:-1].T.reshape(-1, *self.r.shape), result.y[-1] if beta else np.nan * result.y[-1]
 
     # --- the best that any policy can do ---
 

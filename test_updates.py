@@ -20,6 +20,7 @@ rho = r / sqrt(q s). The greatest linear change that a trust region of radius de
 for the reward and sqrt(2 delta s) for the cost: steps are judged in those units, named in [brackets].
 """
 import functools
+import itertools
 import math
 import os
 import re
@@ -35,19 +36,24 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import autograd.numpy as anp
 import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
-from autograd import hessian, jacobian
+from autograd import grad, hessian, jacobian
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import null_space
 from scipy.optimize import minimize_scalar
+from scipy.special import lambertw
 
+import ctrpo
 import sbtrpo
+from ctrpo import barrier_divergence, barrier_step
 from sbtrpo import optimal_safety_biased_step, safety_biased_step
-from tabular_cmdp import TabularCMDP, garnet, hazard_grid, two_state
+from tabular_cmdp import TabularCMDP, garnet, hazard_grid, log_policy, two_state
 
 HERE = Path(sbtrpo.__file__).resolve().parent
 IDENTITY, GOLDEN, LP = 1e-10, 1e-9, 1e-8  # tolerances: float64 identities, printed figures, linear programs
@@ -734,6 +740,629 @@ def test_line_search_is_needed():
     check("  control: exact KL of full steps, largest [delta]", overshoot, at_least=1.05)
 
 
+# ------------------------------------------------------- C-TRPO: barrier, step and their limits (A2, B14, C9)
+
+BARRIERS = {  # phi, phi', phi''
+    "log": (lambda x: -anp.log(x), lambda x: -1 / x, lambda x: 1 / x**2),
+    "xlogx": (lambda x: x * anp.log(x), lambda x: anp.log(x) + 1, lambda x: 1 / x)}
+both_barriers = pytest.mark.parametrize("barrier", BARRIERS)
+
+
+def inverse_divergence(value: float, margin: float, barrier: str) -> float:
+    """The a > 0 with Psi(a) = value, by Lambert's W; for x log x never beyond the boundary a = m."""
+    if barrier == "log":
+        return margin * (1 + lambertw(-math.exp(-1 - value), 0).real)
+    if value >= margin:
+        return margin
+    return margin * (1 - math.exp(1 + lambertw((value / margin - 1) / math.e, -1).real))
+
+
+@both_barriers
+def test_barrier_divergence_is_a_bregman_divergence(barrier):
+    """Psi(a) = phi(m - a) - phi(m) + phi'(m) a for a < m; its inverse by Lambert's W; its second derivative
+    at 0, by differences, phi''(m). Margins from .01 to 100."""
+    rng, (phi, slope, bend) = np.random.default_rng(20), BARRIERS[barrier]
+    definition = inverse = second = 0.0
+    for _ in range(1000):
+        m, share = 10 ** rng.uniform(-2, 2), 1 - 10 ** rng.uniform(-6, 0.7)
+        value, unit = barrier_divergence(share * m, m, barrier), m if barrier == "xlogx" else 1.0
+        expected = phi(m - share * m) - phi(m) + slope(m) * share * m
+        definition = max(definition, abs(value - expected) / unit)
+        back = inverse_divergence(value, m, barrier)
+        inverse = max(inverse, abs(back / m - share) * abs(share) if share > 0 else 0)
+        h = 1e-4 * m
+        curve = sum(barrier_divergence(a, m, barrier) for a in (h, -h)) / h**2
+        second = max(second, abs(curve / bend(m) - 1))
+    check(f"Psi, {barrier}: its definition [1, m]", definition, at_most=IDENTITY)
+    check(f"Psi, {barrier}: its inverse, times the share of the margin [m]", inverse, at_most=1e-9)
+    check(f"Psi, {barrier}: second derivative at 0 = phi''(m) [relative]", second, at_most=1e-7)
+
+
+def test_only_one_of_the_barriers_is_infinite_at_the_boundary():
+    """C9: 'the divergence tends to infinity at the threshold' holds for -log x; for x log x its limit is m. A
+    policy on the boundary, or beyond it, is outside of the trust region with both."""
+    for m in (1e-300, 1e-6, 1.0, 1e150):
+        nearly = m * (1 - 1e-13)
+        log, xlogx = (barrier_divergence(nearly, m, barrier) for barrier in ("log", "xlogx"))
+        check("erratum: x log x just inside the boundary: |Psi / m - 1|", abs(xlogx / m - 1), at_most=1e-11)
+        check("  control: -log x just inside the boundary", log, at_least=28)
+        assert all(barrier_divergence(a, m, barrier) == math.inf
+                   for barrier in BARRIERS for a in (m, 2 * m, math.inf, math.nan))
+
+
+def dense_barrier_step(F, g_r, u, weight: float, delta: float) -> np.ndarray:
+    """sqrt(2 delta / g_r.y) y, where H y = g_r and H = F + weight u u^T, by elimination in [[F, u], [u, -1 /
+    weight]], which is as well conditioned for an infinite weight as for any."""
+    K = np.block([[F, u[:, None]], [u[None, :], -np.full((1, 1), 1 / max(weight, 1e-30))]])
+    y = np.linalg.solve(K, np.append(g_r, 0.0))[:-1]
+    return math.sqrt(2 * delta / (g_r @ y)) * y
+
+
+@settings(max_examples=600, deadline=None, derandomize=True, database=None)
+@given(problems(), st.sampled_from([1e-3, 0.1, 10.0]), st.sampled_from([1e-4, 0.01, 0.5]),
+       st.sampled_from(list(BARRIERS)), st.sampled_from([None, -12, -8, -4, -2, -1, 0, 1, 2, 4]))
+def test_barrier_step_is_the_natural_step_of_the_dense_hessian(problem, beta, delta, barrier, share):
+    """H = F + beta phi''(m) g_c g_c^T; gradients from 1e-300 to 1e150; margins 10^share times the best cost
+    decrease, or 1e-300. Errors in the Fisher norm, units of the radius, times the sine between the gradients,
+    the problem's conditioning. Gradients with a sine below 1e-6 count as parallel: a shorter reward step."""
+    F, g_r, x_r, g_c, x_c, scale_r, scale_c = problem
+    radius, size, s = math.sqrt(2 * delta), np.linalg.norm(g_c), g_c @ x_c
+    margin = 1e-300 if share is None else 10.0**share * scale_c * radius * math.sqrt(s)
+    power = 2 if barrier == "log" else 1
+    log10_weight = math.log10(beta) + 2 * math.log10(scale_c * size) - power * math.log10(margin)
+    weight, u = 10.0 ** np.clip(log10_weight, -300, 300), g_c / size
+    step, info = barrier_step(scale_r * g_r, scale_r * x_r, scale_c * g_c, scale_c * x_c,
+                              delta, beta, margin, barrier)
+    assert np.all(np.isfinite(step)) and 0 <= info["keep"] <= 1
+    kl, cost, best = step @ F @ step / 2, u @ step, radius * math.sqrt(s) / size
+    across = g_r - (g_r @ x_c) / s * g_c
+    sine = math.sqrt(max(0.0, across @ np.linalg.solve(F, across)) / (g_r @ x_r))
+    conditioning = sine if sine > 5e-7 else 1.0
+    check("any metric, scale, margin: (KL / delta - 1) sine", (kl / delta - 1) * conditioning, at_most=1e-10)
+    check("any metric, scale, margin: |predicted KL - dense KL| [delta / sine]",
+          abs(info["kl"] - kl) / delta * conditioning, at_most=1e-10)
+    if info["keep"] > 0:  # else the margin is below all numbers, and nothing is left of a parallel step
+        error = abs(info["divergence"] / delta - 1)
+        check("any metric, scale, margin: |predicted divergence / delta - 1|", error, at_most=1e-10)
+    if weight * best**2 < 1e10:  # else rounding of u.step is all that is left of the barrier's part
+        error = abs(info["divergence"] - kl - weight * cost**2 / 2) / delta
+        check("any metric, scale, margin: |predicted - dense divergence| [delta / sine]",
+              error * conditioning, at_most=1e-9)
+    if sine > 2e-6:
+        error = (step - dense_barrier_step(F, g_r, u, weight, delta)) * sine
+        name, bound = "closed form - dense solve [radius / sine]", 1e-9
+    elif sine < 5e-7:
+        error = step - radius / math.sqrt((g_r @ x_r) * (1 + weight * s / size**2)) * x_r
+        name, bound = "parallel: step - shorter reward step [radius]", 1e-6
+    else:
+        return
+    check(f"any metric, scale, margin: {name}", math.sqrt(error @ F @ error) / radius, at_most=bound)
+
+
+@both_barriers
+def test_every_degenerate_row_of_the_barrier_step_is_finite(barrier):
+    """The table of A2 in the plane, delta = .01, beta = .1: zero, orthogonal, parallel and antiparallel
+    gradients, and no margin, where the step is that of recovery: the best cost step."""
+    e, zero, unit, (g_r, _, g_c, _) = np.array([1.0, 0]), np.zeros(2), math.sqrt(0.02), plane(0.3)
+    w = 0.1 * BARRIERS[barrier][2](0.05)
+    rows = [("g_c = 0: the reward step", (e, e, zero, zero), 0.05, unit * e),
+            ("g_r = 0: stay", (zero, zero, e, e), 0.05, zero), ("both 0: stay", (zero,) * 4, 0.05, zero),
+            ("r = 0: the reward step", plane(0.0), 0.05, unit * e),
+            ("rho = 1: a shorter reward step", (e, e, e, e), 0.05, unit / math.sqrt(1 + w) * e),
+            ("rho = -1: a shorter reward step", (e, e, -e, -e), 0.05, unit / math.sqrt(1 + w) * e),
+            ("m = 0: the cost step", plane(0.3), 0.0, -unit * g_c),
+            ("m < 0: the cost step", plane(0.3), -1.0, -unit * g_c),
+            ("m < 0, g_c = 0: stay", (g_r, g_r, zero, zero), -1.0, zero),
+            ("m < 0, g_r = 0: the cost step", (zero, zero, g_c, g_c), -1.0, -unit * g_c)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no division by zero on the way
+        for name, vectors, margin, expected in rows:
+            step, info = barrier_step(*vectors, 0.01, 0.1, margin, barrier)
+            check(f"degenerate, {barrier}, {name}", np.abs(step - expected).max(), at_most=IDENTITY)
+            assert np.isfinite([info["keep"], info["kl"], info["divergence"], info["reward_change"]]).all()
+
+
+def test_log_barrier_never_crosses_the_linear_boundary():
+    """Psi's quadratic model allows w a^2 / 2 <= delta, so a = g_c.step <= m sqrt(2 delta / beta) for -log x:
+    less than m if beta > 2 delta, at any margin. Random metrics. Control: x log x allows sqrt(2 delta m /
+    beta), which exceeds m once m < 2 delta / beta."""
+    rng, delta, shares, slack = np.random.default_rng(21), 0.01, {"log": 0.0, "xlogx": 0.0}, -np.inf
+    for _ in range(3000):
+        _, vectors = random_problem(rng, rng.integers(2, 8))
+        margin, beta = 10 ** rng.uniform(-6, 1), 2 * delta * (1 + 10 ** rng.uniform(-3, 1))
+        for barrier in BARRIERS:
+            cost = vectors[2] @ barrier_step(*vectors, delta, beta, margin, barrier)[0]
+            bound = math.sqrt(2 * delta / beta * (margin**2 if barrier == "log" else margin))
+            shares[barrier], slack = max(shares[barrier], cost / margin), max(slack, cost / bound - 1)
+    check("barrier step: cost change over its bound by w a^2 / 2 <= delta, less 1", slack, at_most=1e-9)
+    check("-log x, beta > 2 delta: cost change [margin], below 1", shares["log"], at_most=1 - 1e-4)
+    check("  control: x log x crosses the linear boundary [margin]", shares["xlogx"], at_least=10)
+
+
+def test_units_of_cost():
+    """Costs in another unit, k times larger numbers: with -log x, Psi and the step are the same; with x log x
+    Psi is k times larger, and the step the same with beta / k."""
+    rng, psi, steps, control = np.random.default_rng(22), 0.0, 0.0, np.inf
+    for _ in range(300):
+        _, (g_r, x_r, g_c, x_c) = random_problem(rng)
+        k, (m, beta), a = 10 ** rng.uniform(1, 3), 10 ** rng.uniform(-2, 0, size=2), rng.uniform(-1, 1)
+        for barrier, factor in (("log", 1.0), ("xlogx", k)):
+            once, scaled = (barrier_divergence(unit * a * m, unit * m, barrier) for unit in (1, k))
+            psi = max(psi, abs(scaled / factor - once))
+            step = barrier_step(g_r, x_r, g_c, x_c, 0.01, beta, m, barrier)[0]
+            same = barrier_step(g_r, x_r, k * g_c, k * x_c, 0.01, beta / factor, k * m, barrier)[0]
+            steps = max(steps, np.abs(step - same).max())
+        wrong = barrier_step(g_r, x_r, k * g_c, k * x_c, 0.01, beta, k * m, "xlogx")[0]
+        control = min(control, np.abs(step - wrong).max())
+    check("units: Psi(k a, k m) = Psi(a, m), and k times that for x log x", psi, at_most=IDENTITY)
+    check("units: the step of k g_c, k m with beta, and beta / k for x log x", steps, at_most=IDENTITY)
+    check("  control: x log x with the same beta takes another step (least)", control, at_least=1e-9)
+
+
+@both_barriers
+def test_limits_of_the_barrier_step(barrier):
+    """B14, in the plane, rho = .6. Quadratic step: TRPO's as beta -> 0 (order 1) and as m -> infinity (order
+    phi'': 2 for -log x, 1 for x log x). Exact barrier, maximised over a: CPO's as beta -> 0, with a = m."""
+    vectors, delta, radius = plane(0.6), 0.01, math.sqrt(0.02)
+    trpo = radius * vectors[0]
+
+    def far(beta, margin):
+        return np.linalg.norm(barrier_step(*vectors, delta, beta, margin, barrier)[0] - trpo) / radius
+
+    order = observed_order(lambda t: far(t, 1.0), (1e-4, 1e-6))
+    check(f"limits, {barrier}: beta -> 0 is TRPO, |observed order - 1|", abs(order - 1), at_most=1e-3)
+    expected = 2 if barrier == "log" else 1
+    order = observed_order(lambda t: far(0.1, 1 / t), (1e-4, 1e-5))
+    check(f"limits, {barrier}: m -> infinity is TRPO, |observed order - {expected}|",
+          abs(order - expected), at_most=1e-3)
+    margin = 0.2 * radius
+
+    def lost(a, beta):  # reward of the best step with cost change a, negative
+        rest = 2 * (delta - beta * barrier_divergence(a, margin, barrier)) - a**2
+        return -0.6 * a - 0.8 * math.sqrt(rest) if rest > 0 else abs(a)
+
+    gaps = [1 - minimize_scalar(lost, bounds=(-radius, margin), args=(beta,), method="bounded",
+                                options={"xatol": 1e-12}).x / margin for beta in (10, 1e-7)]
+    check(f"limits, {barrier}: exact barrier, beta = 1e-7: 1 - a / m, CPO's is 0", gaps[1], at_most=1e-3)
+    check(f"  control: {barrier}, beta = 10", gaps[0], at_least=0.5)
+    quadratic = vectors[2] @ barrier_step(*vectors, delta, 1e-7, margin, barrier)[0]
+    check("  control: cost change of the quadratic step there [margin]", quadratic / margin, at_least=2)
+
+
+# --------------------------------------------------- C-TRPO: surrogate, bounds and safety, exactly (B6-B8, D)
+
+
+def barrier_training(world, barrier, beta, iterations, theta=None, delta=0.01, limit=None, hysteresis=0.8,
+                     exact=False, until=None) -> tuple:
+    """Iterates the shipped step and line search on exact quantities; returns theta and rows (J_r, J_c,
+    whether it was recovery). A step is accepted if KL + beta Psi(a) <= delta, with a the surrogate or, if
+    `exact`, the true change of J_c, and the surrogate reward does not fall; in recovery if KL <= delta and
+    the surrogate cost does not rise. Recovery, also at the start, ends when J_c < hysteresis * limit. Stops
+    when `until`."""
+    limit = world.limit if limit is None else limit
+    theta = np.zeros(world.r.shape) if theta is None else theta
+    path, recovery = [(world.J(theta, world.r), world.J(theta, world.c), True)], True
+    for _ in range(iterations):
+        old, J_c = theta, path[-1][1]
+        if until and until(*path[-1][:2]):
+            break
+        recovery = J_c >= limit * (hysteresis if recovery else 1)
+        margin = 0.0 if recovery else limit - J_c
+        step, _ = barrier_step(*first_order(world, old, delta), delta, beta, margin, barrier)
+
+        def judge(new, old=old, J_c=J_c, margin=margin):
+            change = world.J(new, world.c) - J_c if exact else world.surrogate(old, new, world.c)
+            divergence = world.kl(old, new)
+            if margin:
+                divergence += beta * barrier_divergence(change, margin, barrier)
+            worse = -world.surrogate(old, new, world.r) if margin else change
+            return "divergence" if not divergence <= delta else "worse" if worse > 1e-14 else "", {}
+
+        theta, _ = ctrpo.line_search(judge, old, step.reshape(old.shape))
+        path.append((world.J(theta, world.r), world.J(theta, world.c), recovery))
+    return theta, np.array(path)
+
+
+@both_barriers
+def test_surrogate_divergence_agrees_to_second_order(barrier):
+    """B6, along shipped steps from random policies, budget .1 above their cost, delta = .1: the surrogate of
+    the cost change errs by order 2, the divergence, as Psi'(0) = 0, by order 3 (medians). Control: without
+    the linear term of Psi the order is 2."""
+    orders, control, (phi, *_), m = [], [], BARRIERS[barrier], 0.1
+    for world, theta in cases(40):
+        cost = world.J(theta, world.c)
+        step, _ = barrier_step(*first_order(world, theta), 0.1, 0.1, m, barrier)
+
+        def changes(t, world=world, theta=theta, step=step, cost=cost):
+            new = theta + t * step.reshape(theta.shape)
+            return world.J(new, world.c) - cost, world.surrogate(theta, new, world.c)
+
+        def error(psi, changes=changes):
+            return lambda t: abs(np.subtract(*[psi(a) for a in changes(t)]))
+
+        orders.append(observed_order(error(lambda a: barrier_divergence(a, m, barrier))))
+        control.append(observed_order(error(lambda a: phi(m - a))))
+    error, other = abs(np.median(orders) - 3), abs(np.median(control) - 2)
+    check(f"surrogate divergence, {barrier}: |observed order - 3| (43 worlds)", error, at_most=0.15)
+    check(f"  control: {barrier}, without phi'(m) a: |observed order - 2|", other, at_most=0.15)
+
+
+def one_steps(delta: float, margins, exact: bool = False, betas=(0.01, 0.1, 1.0)):
+    """(world, old, new, J_c(new) - J_c(old), margin, beta, barrier) of single steps from safe policies."""
+    for world, old in cases(20):
+        cost = world.J(old, world.c)
+        for barrier, beta, margin in itertools.product(BARRIERS, betas, margins):
+            new = barrier_training(world, barrier, beta, 1, old, delta, cost + margin, 1.0, exact)[0]
+            yield world, old, new, world.J(new, world.c) - cost, margin, beta, barrier
+
+
+def test_cost_bound_of_a_step():
+    """B7: J_c rises by Psi^-1(delta / beta) + sqrt(2 delta) gamma eps / (1 - gamma) at most, with eps = max_s
+    |E_new A_c(s, .)|; both barriers, three beta, three delta, margins .001 and .1. Control: without the
+    second term, the error of the surrogate, it fails."""
+    slack, control = np.inf, np.inf
+    for delta in (0.1, 0.01, 0.001):
+        for world, old, new, rise, margin, beta, barrier in one_steps(delta, (0.001, 0.1)):
+            eps = np.abs(np.sum(np.exp(log_policy(new)) * world.advantage(old, world.c), axis=1)).max()
+            allowed = inverse_divergence(delta / beta, margin, barrier)
+            control = min(control, allowed - rise)
+            slack = min(slack, allowed + math.sqrt(2 * delta) * world.gamma * eps / (1 - world.gamma) - rise)
+    check("C-TRPO bound on the cost of a step: least slack", slack, at_least=-1e-10)
+    check("  control: beyond the bound without the surrogate's error", -control, at_least=1e-6)
+
+
+def test_violation_of_a_step_is_of_order_delta():
+    """B8: steps from margins of .001, .01 and .1 delta below the budget. With the surrogate divergence some
+    leave the safe set (control), by less than .1 delta, and the largest excess is proportional to delta; with
+    the exact divergence none does."""
+    worst, deltas = [], np.array([0.1, 0.01, 0.001])
+    for delta in deltas:
+        steps = one_steps(delta, delta * np.array([0.001, 0.01, 0.1]))
+        over = np.array([rise - margin for _, _, _, rise, margin, *_ in steps])
+        worst.append(over.max())
+        check("surrogate divergence: J_c - b after a step [delta]", over.max() / delta, at_most=0.1)
+        check("  control: share of steps that end outside (least)", np.mean(over > 1e-12), at_least=0.1)
+    order = np.polyfit(np.log(deltas), np.log(worst), 1)[0]
+    check("surrogate divergence: largest excess, |observed order in delta - 1|", abs(order - 1), at_most=0.1)
+    over = max(rise - margin for _, _, _, rise, margin, *_ in one_steps(0.1, (1e-4, 1e-3, 1e-2), exact=True))
+    check("exact divergence: J_c - b after a step", over, at_most=1e-12)
+
+
+@functools.cache
+def safe_starts(n: int = 10) -> list:
+    """Policies of the two-state world, theta ~ N(0, 1), with half the budget or less."""
+    draws, world = np.random.default_rng(23).normal(size=(20 * n, 2, 2)), two_state()
+    return [theta for theta in draws if world.J(theta, world.c) < world.limit / 2][:n]
+
+
+@both_barriers
+def test_exact_divergence_never_leaves_the_safe_set(barrier):
+    """Whole runs, delta = .1, beta = .1, which is below 2 delta: two states from safe starts, the grid and 4
+    Garnets from wherever recovery first ends. Control: the surrogate divergence leaves it."""
+    runs = [(two_state(), theta) for theta in safe_starts(4)]
+    runs += [(world, None) for world in (replace(hazard_grid("A"), limit=0.1), *garnets(4))]
+    over = {True: -np.inf, False: -np.inf}
+    for (world, theta), exact in itertools.product(runs, over):
+        path = barrier_training(world, barrier, 0.1, 20, theta, 0.1, exact=exact)[1]
+        inside = path[np.argmax(path[:, 1] < 0.8 * world.limit):, 1]
+        over[exact] = max(over[exact], inside.max() - world.limit)
+    check(f"exact divergence, {barrier}: J_c - b in whole runs", over[True], at_most=1e-12)
+    check(f"  control: surrogate divergence, {barrier}: J_c - b [delta]", over[False] / 0.1, at_least=0.1)
+
+
+# ------------------------------------------------------------------------------ C-NPG, the flow (B9-B13, C10)
+
+TIMES = np.linspace(0, 60, 121)
+
+
+@functools.cache
+def flow(barrier: str, beta: float, start: int) -> tuple:
+    return two_state().flow(safe_starts()[start], TIMES, beta, barrier)
+
+
+def flow_rows(world) -> np.ndarray:
+    """The S x SA matrix of Bellman's flow equations: every occupancy has the same image."""
+    S, A = world.r.shape
+    return np.repeat(np.eye(S), A, axis=1) - world.gamma * world.P.reshape(S * A, S).T
+
+
+@both_barriers
+def test_flow_stays_safe_and_follows_the_central_path(barrier):
+    """B9, B10, two states, ten safe starts, beta = .01, .1, 1, 0 <= t <= 60: the log margin, integrated
+    beside theta, stays finite and is that of b - J_c; and log pi_t / pi_0 - beta (phi'(m_t) - phi'(m_0)) c -
+    t r is orthogonal to all changes of the occupancy. Controls: another beta; NPG from there leaves the safe
+    set."""
+    world, drift, residual, control = two_state(), 0.0, 0.0, 0.0
+    Q, _ = np.linalg.qr(flow_rows(world).T)
+    for beta, start in itertools.product((0.01, 0.1, 1.0), range(10)):
+        thetas, log_margins = flow(barrier, beta, start)
+        assert np.isfinite(log_margins).all()
+        slopes = -np.exp(-log_margins) if barrier == "log" else log_margins + 1
+        for t, theta, log_margin, bend in list(zip(TIMES, thetas, log_margins, slopes - slopes[0]))[::6]:
+            drift = max(drift, abs(world.limit - world.J(theta, world.c) - math.exp(log_margin)))
+            moved = (log_policy(theta) - log_policy(thetas[0]) - t * world.r).ravel()
+            left = [moved - factor * beta * bend * world.c.ravel() for factor in (1, 1.01)]
+            left = [np.abs(each - Q @ (Q.T @ each)).max() for each in left]
+            residual, control = max(residual, left[0]), max(control, left[1])
+    check(f"C-NPG, {barrier}: |b - J_c - m|, m > 0 by its log", drift, at_most=1e-10)
+    check(f"C-NPG, {barrier}: central path, KKT residual", residual, at_most=1e-8)
+    check("  control: KKT residual with beta 1% larger (largest)", control, at_least=1e-4)
+    with pytest.raises(ValueError, match="J_c < 0.2"):  # an unsafe start
+        world.flow(np.zeros((2, 2)), TIMES, 0.1, barrier)
+    costs = [world.J(world.flow(theta, TIMES, 0.0)[0][-1], world.c) for theta in safe_starts()]
+    check("  control: NPG from the same starts: J_c - b at t = 60 (least)", min(costs) - 0.2, at_least=0.5)
+
+
+def test_flow_is_the_limit_of_small_steps():
+    """C-TRPO's steps of length h, in the metric H, against the flow at equal time, sum of h / |H^+ g_r|_H:
+    the error is of order h. Two states, 4 starts, both barriers, beta = .1."""
+    orders = []
+    for barrier, theta in itertools.product(BARRIERS, safe_starts(4)):
+        errors = []
+        for h in (2e-3, 1e-3):
+            world, moved, elapsed = two_state(), theta, 0.0
+            for _ in range(round(0.4 / h)):
+                margin = world.limit - world.J(moved, world.c)
+                step, info = barrier_step(*first_order(world, moved), h * h / 2, 0.1, margin, barrier)
+                moved, elapsed = moved + step.reshape(2, 2), elapsed + h * h / info["reward_change"]
+            exact = world.flow(theta, np.array([0.0, elapsed]), 0.1, barrier)[0][-1]
+            errors.append(np.abs(moved - exact).max())
+        orders.append(math.log2(errors[0] / errors[1]))
+    worst = np.abs(np.subtract(orders, 1)).max()
+    check("C-TRPO's small steps tend to C-NPG: |observed order - 1|", worst, at_most=0.15)
+
+
+def test_flow_approaches_the_optimum_as_one_over_time():
+    """B11, x log x, beta = .01, .1, 1, five starts: V* - V_t <= D(rho*, rho_0) / t, where D = sum rho* log
+    pi* / pi_0 + beta D_phi(0, m_0) and D_phi(0, m_0) = m_0. (For -log x it is infinite if the optimum lies on
+    the boundary: nothing is claimed.) Control: an eighth of D is not enough."""
+    world, worst, used = two_state(), -np.inf, 0.0
+    best = world.optimum()
+    for beta, start in itertools.product((0.01, 0.1, 1.0), range(5)):
+        thetas, log_margins = flow("xlogx", beta, start)
+        with np.errstate(divide="ignore"):
+            logs = np.where(best.occupancy > 0, np.log(best.policy), 0) - log_policy(thetas[0])
+        D = dot(best.occupancy, logs) + beta * math.exp(log_margins[0])
+        gaps = np.array([best.value - world.J(theta, world.r) for theta in thetas])
+        shares = gaps[1:] * TIMES[1:] / D
+        worst, used = max(worst, (gaps[1:] - D / TIMES[1:]).max()), max(used, shares.max())
+    check("C-NPG, x log x: V* - V_t - D / t", worst, at_most=1e-10)
+    check("  control: share of D / t that is used", used, at_least=1 / 8)
+
+
+def test_margin_of_the_flow_decays_at_the_price_of_the_budget():
+    """B13, nu the dual of the linear program: m ~ exp(-nu t / beta) for x log x, m ~ beta / (nu t) for -log
+    x. Both asymptotic, so measured between t = 40 and 60, beta = .1 and 1, five starts. Control: each by the
+    law of the other."""
+    nu, worst, control = two_state().optimum().dual, {"log": 0.0, "xlogx": 0.0}, np.inf
+    for barrier, beta, start in itertools.product(BARRIERS, (0.1, 1.0), range(5)):
+        log_m = flow(barrier, beta, start)[1][[80, 120]]
+        laws = {"log": np.diff(np.exp(np.minimum(-log_m, 700)))[0], "xlogx": -np.diff(log_m)[0]}
+        errors = {law: abs(change / (20 * nu / beta) - 1) for law, change in laws.items()}
+        worst[barrier] = max(worst[barrier], errors.pop(barrier))
+        control = min(control, *errors.values())
+    check("C-NPG, -log x: growth of 1 / m over nu / beta, less 1", worst["log"], at_most=5e-3)
+    check("C-NPG, x log x: fall of log m over nu / beta, less 1", worst["xlogx"], at_most=1e-6)
+    check("  control: each by the other's law (least)", control, at_least=0.5)
+
+
+def world_with_optimal_face(seed: int, price: float) -> tuple:
+    """(world, safe start): 4 states, 3 actions, of which two are optimal in every state: r = V - gamma P V +
+    price c, less .5 to 1 for the third. All mixtures of the two that meet the budget are optimal, or if price
+    > 0 those that exhaust it; b is in the middle between their least and largest cost."""
+    rng = np.random.default_rng([24, seed])
+    P, c, V = rng.dirichlet(np.ones(4), size=(4, 3)), rng.random((4, 3)), rng.normal(size=4)
+    worse = np.zeros((4, 3))
+    worse[:, 2] = rng.uniform(0.5, 1, size=4)
+    r = V[:, None] - 0.9 * P @ V + price * c - worse
+    world = TabularCMDP(P, r, c, 0.9, rng.dirichlet(np.ones(4)), np.inf)
+    costs = [world.optimum(objective=sign * c - 1e3 * worse).cost for sign in (1, -1)]
+    world = replace(world, limit=sum(costs) / 2)
+    starts = (rng.normal(size=(4, 3)) for _ in range(1000))
+    return world, next(theta for theta in starts if world.J(theta, c) < 0.98 * world.limit)
+
+
+def distance_from_projection(world, rho, theta, barrier, beta, boundary: bool) -> float:
+    """Newton's step at rho for the projection of theta onto the optimal face, argmin sum rho log pi / pi_0 +
+    beta D_phi(m, m_0), which is strictly convex: to second order the distance from it. On the boundary
+    D_phi(0, m_0) is constant."""
+    (phi, slope, _), m_0 = BARRIERS[barrier], world.limit - world.J(theta, world.c)
+    face = np.arange(12) % 3 < 2
+    c, rows, old = world.c.ravel()[face], flow_rows(world)[:, face], log_policy(theta).ravel()[face]
+    N = null_space(np.vstack([rows, c]) if boundary else rows)  # directions in the face
+
+    def D(z):
+        new = rho.ravel()[face] + N @ z
+        d, m = anp.repeat(anp.sum(anp.reshape(new, (4, 2)), axis=1), 2), world.limit - c @ new
+        kl = anp.sum(new * (anp.log(new / d) - old))
+        return kl if boundary else kl + beta * (phi(m) - phi(m_0) - slope(m_0) * (m - m_0))
+
+    zero = np.zeros(N.shape[1])
+    return np.abs(N @ np.linalg.solve(hessian(D)(zero), grad(D)(zero))).max()
+
+
+@pytest.mark.parametrize("barrier, price", [("log", 0.0), ("xlogx", 0.0), ("xlogx", 1.0)])
+def test_flow_converges_to_the_projection(barrier, price):
+    """B12: among all optimal policies C-NPG finds the one nearest to its start in the constrained divergence.
+    Ten CMDPs of 4 states with a face of optimal policies, beta = .1; t = 80, so that the suboptimal third
+    action, e^-40 of the start, is used up: nothing else is awaited. Control: the one nearest to .99 theta."""
+    worst, control = 0.0, np.inf
+    for seed in range(10):
+        world, theta = world_with_optimal_face(seed, price)
+        thetas, log_margins = world.flow(theta, np.array([0.0, 80.0]), 0.1, barrier)
+        found = world.occupancy(thetas[-1])
+        assert found[:, 2].max() < 1e-15 and (not price or log_margins[-1] < -100)  # on the face
+        arguments = barrier, 0.1, price > 0
+        worst = max(worst, distance_from_projection(world, found, theta, *arguments))
+        control = min(control, distance_from_projection(world, found, 0.99 * theta, *arguments))
+    name = f"C-NPG, {barrier}, {'edge' if price else 'inside'}"
+    check(f"{name}: distance from the projection of the start", worst, at_most=1e-8)
+    check(f"  control: {name}: from that of .99 theta (least)", control, at_least=1e-5)
+
+
+def test_published_flow_code_is_not_the_flow():
+    """C10, official c-npg.jl: its rank-one vector is sum c grad log eta, eta the occupancy, and not sum c
+    grad eta = grad J_c; and its steps of constant length leave the safe set from all ten starts with either
+    vector: invariance belongs to the flow, not to this Euler scheme (-log x, beta = .1, length .2 here)."""
+    world, cosines, equal = two_state(), [], 0.0
+    for theta in (logits(world, seed) for seed in range(200)):
+        g, eta = world.gradient(theta, world.c), world.occupancy(theta)
+        published = np.tensordot(world.c, jacobian(lambda t: anp.log(world.occupancy(t)))(theta), 2)
+        equal = max(equal, np.abs(world.gradient(theta, world.c / eta) - published).max())
+        cosines.append(dot(g, published) / math.sqrt(dot(g, g) * dot(published, published)))
+    check("erratum: cosine of sum c grad log eta and grad J_c (least)", min(cosines), at_most=0.5)
+    check("  sum c grad log eta = grad J_f of f = c / eta, held fixed", equal, at_most=IDENTITY)
+    for vector in ("published", "correct"):
+        left = []
+        for theta in safe_starts():
+            for _ in range(200):
+                margin = world.limit - world.J(theta, world.c)
+                if margin < 0:
+                    break
+                f = world.c / world.occupancy(theta) if vector == "published" else world.c
+                vectors = (of(theta, g).ravel() for g in (world.r, f)
+                           for of in (world.gradient, world.natural_direction))
+                step, _ = barrier_step(*vectors, 0.01, 0.1, margin)
+                theta = theta + 0.2 * step.reshape(2, 2) / np.linalg.norm(step)
+            left.append(-margin)
+        check(f"erratum: Euler steps of equal length, {vector} vector: J_c - b", min(left), at_least=1e-9)
+        check(f"  ... by no more than, {vector} vector", max(left), at_most=0.02)
+
+
+# --------------------------------------------------------------------------- C-TRPO: whole exact runs (D1-D3)
+
+
+def iterations_to_optimum(barrier, beta, problems, most=150) -> list:
+    """Until within 1e-3 of the optimum, for every (world, start); infinite if that takes `most`."""
+    paths = (barrier_training(world, barrier, beta, most, theta, until=reached(world, world.limit))[1]
+             for world, theta in problems)
+    return [len(path) - 1 if len(path) <= most else math.inf for path in paths]
+
+
+def run_problems() -> dict:
+    """(world, start): two states from safe starts; 20 Garnets where .8 b can be met, from the uniform
+    policy."""
+    feasible = [w for w in garnets(24) if w.optimum(np.inf, -w.c).cost < 0.8 * w.limit]
+    return {"two states": [(two_state(), theta) for theta in safe_starts()],
+            "Garnets": [(world, None) for world in feasible[:20]]}
+
+
+@pytest.mark.parametrize("barrier, beta, two_states, random", [  # and the printed medians
+    ("log", 0.1, 19.5, 30), ("log", 1.0, 46.5, 50), ("xlogx", 10.0, 21, 32)])
+def test_constrained_runs_find_the_optimum(barrier, beta, two_states, random):
+    """D1, D3: two states from ten safe starts, and 20 Garnets from the uniform policy; delta = .01, h = .8.
+    Starts and Garnets are not those of the printed medians."""
+    for (name, problems), printed in zip(run_problems().items(), (two_states, random)):
+        runs = iterations_to_optimum(barrier, beta, problems)
+        name = f"{name}, {barrier}, beta = {beta:g}"
+        check(f"{name}: runs that miss the optimum", np.isinf(runs).sum(), at_most=0)
+        check(f"{name}: |median iterations / printed - 1|", abs(np.median(runs) / printed - 1), at_most=0.15)
+
+
+@slow
+def test_x_log_x_misses_the_optimum_if_beta_is_small():
+    """D1, D3: x log x with beta b / delta of 20 or less, where 4 of 10, none of 10, and 14 of 20 were
+    printed."""
+    for name, beta, most in (("two states", 1.0, 5), ("two states", 0.01, 0), ("Garnets", 1.0, 16)):
+        runs = iterations_to_optimum("xlogx", beta, run_problems()[name])
+        check(f"xlogx, {name}, beta = {beta:g}: runs that reach the optimum", np.isfinite(runs).sum(), most)
+
+
+def test_log_barrier_ends_at_the_optimum_of_two_states():
+    """D1, -log x, beta = .1, 60 iterations from ten safe starts. Control: x log x, beta = .01, from two."""
+    world, ends, over = two_state(), {}, {}
+    for barrier, beta, starts in (("log", 0.1, 10), ("xlogx", 0.01, 2)):
+        paths = [barrier_training(world, barrier, beta, 60, theta)[1] for theta in safe_starts()[:starts]]
+        ends[barrier] = max(world.optimum().value - path[-1, 0] for path in paths)
+        over[barrier] = max(path[:, 1].max() for path in paths) - world.limit
+    check("two states, log, beta = .1: gap at the end", ends["log"], at_most=1e-6)
+    check("two states, log, beta = .1: J_c - b on the way", over["log"], at_most=1e-12)
+    check("  control: x log x, beta = .01: gap at the end", ends["xlogx"], at_least=1e-3)
+    check("  control: x log x, beta = .01: J_c - b on the way", over["xlogx"], at_least=1e-3)
+
+
+def test_hysteresis_has_to_be_chosen():
+    """A Garnet of least cost .82 b, -log x, beta = .1, delta = .01, from the uniform policy. h = .8: it never
+    leaves recovery. h = 1: it enters with a margin of 1% of b, which then shrinks with every step, and jams
+    like x log x. h = .95: it finds the optimum."""
+    world = garnets(20)[19]
+    best = world.optimum().value
+    path = barrier_training(world, "log", 0.1, 100, hysteresis=0.8)[1]
+    assert path[:, 2].all()
+    check("hysteresis .8, least cost .82 b: reward missed, in recovery", best - path[-1, 0], at_least=0.1)
+    path = barrier_training(world, "log", 0.1, 100, hysteresis=1.0)[1]
+    check("hysteresis 1: reward missed, jammed", best - path[-1, 0], at_least=0.01)
+    check("hysteresis 1: margin there", world.limit - path[-1, 1], at_most=1e-9)
+    path = barrier_training(world, "log", 0.1, 100, hysteresis=0.95, until=reached(world, world.limit))[1]
+    check("hysteresis .95: iterations to the optimum", len(path) - 1, at_most=40)
+
+
+def test_x_log_x_jams_at_the_boundary():
+    """D2, grid, b = .1, beta = .1, delta = .01, uniform start, h = 1: Psi(m) = m is finite, so that once m <
+    delta / beta the trust region contains the boundary; the iterates land there and stop, far from the
+    optimum. -log x arrives. Control: beta b / delta = 100 instead of 1."""
+    world = replace(hazard_grid("A"), limit=0.1)
+    best = world.optimum().value
+    check("grid, b = .1, log: iterations", iterations_to_optimum("log", 0.1, [(world, None)])[0], at_most=25)
+    path = barrier_training(world, "xlogx", 0.1, 100, hysteresis=1)[1]
+    check("jamming: x log x, gap to the optimum after 100 iterations", best - path[-1, 0], at_least=0.03)
+    check("jamming: |reward at the end - golden| (2 digits)", abs(path[-1, 0] - 0.051), at_most=5e-4)
+    check("jamming: its margin", 0.1 - path[-1, 1], at_most=1e-9)
+    check("jamming: what the last 50 iterations gained", path[-1, 0] - path[-51, 0], at_most=1e-3)
+    far, = iterations_to_optimum("xlogx", 10.0, [(world, None)])
+    check("  control: x log x, beta = 10: iterations to the optimum", far, at_most=50)
+
+
+def test_without_a_budget_there_is_only_recovery():
+    """b = 0: J_c < 0 never holds; on the grid the run ends safe and useless, where a safe policy is worth .1.
+    The same for a budget below the least cost, two states, b = .004. Control: a small budget, b = .02."""
+    world = hazard_grid("A")
+    path = barrier_training(world, "log", 0.1, 100)[1]
+    assert path[:, 2].all()
+    check("b = 0, grid: cost at the end", path[-1, 1], at_most=1e-6)
+    check("b = 0, grid: gap to the optimum at the end", world.optimum().value - path[-1, 0], at_least=0.095)
+    check("b = 0: largest increase of the cost in an iteration", np.diff(path[:, 1]).max(), at_most=1e-12)
+    world = replace(two_state(), limit=0.004)
+    path = barrier_training(world, "log", 0.1, 60, logits(world))[1]
+    assert path[:, 2].all()
+    least = world.optimum(np.inf, -world.c).cost
+    check("b below the least cost: cost above the least at the end", path[-1, 1] - least, at_most=1e-6)
+    little, = iterations_to_optimum("log", 0.1, [(replace(hazard_grid("A"), limit=0.02), None)])
+    check("  control: b = .02, grid: iterations to the optimum", little, at_most=60)
+
+
+@both_barriers
+def test_constrained_update_judges_the_constrained_divergence(barrier):
+    """Shipped update_policy on 200 samples, Gaussian and categorical, where the best reward step exhausts the
+    margin: the realised divergence is KL + beta Psi(surrogate cost), at most delta; in official units, KL / k
+    + beta Psi for k action dimensions. Without a margin, recovery: the surrogate cost does not rise. Control:
+    KL alone would have let a larger fraction pass."""
+    wider, margins = 0, (1.0 if barrier == "log" else 0.1, 0)
+    for policy, official, margin in itertools.product(POLICIES, (0, 1), margins):
+        config = ctrpo.Config(precision=64, barrier=barrier, official_units=official)
+        (theta, observations), rng = network(policy, 200), np.random.default_rng(25)
+        old = ctrpo.distributions(policy, theta, observations)
+        actions = (rng.integers(2, size=200) if policy.discrete
+                   else old[:, :2] + np.exp(old[:, 2:]) * rng.normal(size=(200, 2)))
+        rewards = rng.normal(size=200)
+        costs = 30 * (rewards + rng.normal(size=200))
+        new, info = ctrpo.update_policy(config, policy, theta, observations, actions, rewards, costs, margin)
+        measured = []
+        for parameters in (new, theta + (new - theta) / 0.8):  # and the next larger fraction
+            pi = ctrpo.distributions(policy, parameters, observations)
+            before, after = (ctrpo.log_probabilities(policy, each, actions) for each in (old, pi))
+            k = 2 if official and not policy.discrete else 1
+            measured += [ctrpo.mean_kl(policy, old, pi) / k, np.mean((np.exp(after - before) - 1) * costs)]
+        kl, cost, larger_kl, _ = measured
+        D = kl + config.beta * barrier_divergence(cost, margin, barrier) if margin else kl
+        check("update: constrained divergence [delta]", D / config.delta, at_most=1 + 1e-9)
+        check("update: reported divergence and cost - recomputed",
+              max(abs(info["realised_divergence"] / k - D), abs(info["surrogate_cost"] - cost)), at_most=1e-9)
+        assert info["fraction"] > 0 and (info["surrogate_reward"] >= 0 if margin else cost <= 1e-12)
+        wider += bool(margin) and info["stopped_by"] == "divergence" and larger_kl <= config.delta
+    check("  control: steps that KL alone would have let go further (of 12)", wider, at_least=3)
+
+
 # ----------------------------------------------------------------------------------- networks: Fisher, CG, KL
 
 
@@ -886,8 +1515,10 @@ def test_what_is_not_finite_is_refused():
         for position in range(4):
             vectors = [np.array([1.0, 0.5]) for _ in range(4)]
             vectors[position][1] = bad
-            for update in (safety_biased_step, optimal_safety_biased_step):
-                with np.errstate(invalid="ignore"), pytest.raises(sbtrpo.Failure, match="not finite"):
+            for update in (safety_biased_step, optimal_safety_biased_step,
+                           functools.partial(barrier_step, margin=1.0)):
+                failure = (sbtrpo.Failure, ctrpo.Failure)
+                with np.errstate(invalid="ignore"), pytest.raises(failure, match="not finite"):
                     update(*vectors, 0.01, 0.75)
 
 
@@ -1077,18 +1708,18 @@ def test_shared_text_is_the_same_in_every_script():
 SMALL = ["--task=tabular_cmdp:HazardGrid-v0", "--hidden=8", "--batch-steps=250", "--total-steps=2500"]
 
 
-def run_of(experiment: object = "default", task: str = "tabular_cmdp-HazardGrid-v0") -> Path:
-    return Path("runs", str(experiment), task, "sbtrpo", "seed-0")
+def run_of(experiment: object = "default", task: str = "tabular_cmdp-HazardGrid-v0", script: str = "sbtrpo"):
+    return Path("runs", str(experiment), task, script, "seed-0")
 
 
 RUN = run_of()
 
 
-def start(folder: Path, *options: str, **popen) -> subprocess.Popen:
+def start(folder: Path, *options: str, script=sbtrpo, **popen) -> subprocess.Popen:
     """The script as its users start it, in this folder, which can also hold modules with environments."""
     environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{HERE}", **popen.pop("env", {})}
     options = [*map(str, options), *([] if "--workers" in options else ["--workers", "1"])]
-    return subprocess.Popen([sys.executable, sbtrpo.__file__, *options], cwd=folder, text=True,
+    return subprocess.Popen([sys.executable, script.__file__, *options], cwd=folder, text=True,
                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen)
 
 
@@ -1101,7 +1732,7 @@ def finish(process: subprocess.Popen, *codes: int) -> list[str]:
 
 def outcome(run: Path) -> tuple:
     """All that must be equal bit for bit: the rows of progress.csv without times, and the checkpoint."""
-    state = sbtrpo.load_run(run)[1]
+    state = {"sbtrpo": sbtrpo, "ctrpo": ctrpo}[run.parent.name].load_run(run)[1]
     assert (run / "progress.csv").read_bytes() == state.pop("progress")
     return rows(run), bits(state)
 
@@ -1395,6 +2026,69 @@ def test_wrong_matrix_products_are_noticed(monkeypatch):
         standard_normal=lambda shape: draw(shape).view(Wrong)))
     with pytest.raises(sbtrpo.Failure, match="wrongly"):
         sbtrpo.check_blas()
+
+
+# ------------------------------------------------------------------------------- reliability: C-TRPO, briefly
+
+
+def test_critics_and_growing_batches_survive_kill_9(tmp_path):
+    """GAE and batches that double, killed once and resumed, 2 workers: as one worker undisturbed."""
+    options, runs = [*SMALL, "--advantage=gae", "--batch-growth=2"], [run_of("alone"), run_of("killed")]
+    alone, process = (start(tmp_path, *options, "--experiment", run.parts[1], "--workers", n)
+                      for n, run in enumerate(runs, start=1))
+    progress(tmp_path / runs[1], process)
+    process.kill()
+    finish(process, -9)
+    finish(start(tmp_path, "--resume", runs[1], "--workers", 2))
+    finish(alone)
+    assert outcome(tmp_path / runs[1]) == outcome(tmp_path / runs[0])
+    steps = np.diff([0, *(int(row["Train/TotalSteps"]) for row in rows(tmp_path / runs[0]))])
+    check("growing batches: the last over the first", steps[-1] / steps[0], at_least=1.5)
+
+
+@pytest.mark.parametrize("script, preset", [(sbtrpo, "safe"), (ctrpo, "paper")])
+def test_an_option_wins_over_a_preset(script, preset, tmp_path, monkeypatch):
+    """A preset sets what is not given; and is written to config.json with the rest."""
+    monkeypatch.chdir(tmp_path)
+    options = f"--preset {preset} --beta 0.5 --task tabular_cmdp:TwoState-v0"
+    config, run, _ = script.open_run(options.split())
+    expected = script.PRESETS[preset] | {"beta": 0.5, "preset": preset}
+    assert all(getattr(config, name) == value for name, value in expected.items()) and len(expected) > 3
+    assert vars(script.load_run(run)[0]) | {"hidden": config.hidden} == vars(config)
+
+
+def test_recovery_survives_kill_9_and_follows_its_rule(tmp_path):
+    """C-TRPO on the grid with one worker; and with two, killed and resumed: equal bit for bit, with the flag
+    of recovery, which is on at first, until the cost per episode is below h b, and again from b on. Both
+    changes occur."""
+    options = [*SMALL, "--cost-limit", 1.5, "--hysteresis", 0.9, "--delta", 0.05]
+    alone, run = (run_of(name, script="ctrpo") for name in ("alone", "killed"))
+    undisturbed = start(tmp_path, *options, "--experiment", "alone", script=ctrpo)
+    process = start(tmp_path, *options, "--experiment", "killed", "--workers", 2, script=ctrpo)
+    progress(tmp_path / run, process)
+    process.kill()
+    finish(process, -9)
+    finish(start(tmp_path, "--resume", run, script=ctrpo))
+    finish(undisturbed)
+    assert outcome(tmp_path / run) == outcome(tmp_path / alone)
+    flags, recovery = [], True
+    for row in rows(tmp_path / run):
+        recovery = float(row["Metrics/EpCost"]) >= 1.5 * (0.9 if recovery else 1)
+        flags.append(int(row["Misc/recovery"]))
+        assert flags[-1] == recovery
+    assert ctrpo.load_run(tmp_path / run)[1]["recovery"] == flags[-1] and len(flags) == 10
+    check("C-TRPO: changes between recovery and normal steps", np.abs(np.diff(flags)).sum(), at_least=2)
+
+
+@pytest.mark.parametrize("options, said", [
+    ("--barrier cube", "--barrier"), ("--hysteresis 0", "--hysteresis"), ("--cost-limit -1", "--cost-limit"),
+    ("--official-units 2", "--official-units"), ("--preset none-such", "--preset"), ("--beta 0", "--beta"),
+    ("--resume nowhere", "nowhere"), ("--task Nothing-v0", "Nothing")])
+def test_a_mistake_with_ctrpo_is_one_sentence(options, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert ctrpo.main(options.split()) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert said in errors[-1] and len(errors) == 1 and not any(tmp_path.iterdir())
 
 
 def main() -> int:

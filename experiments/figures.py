@@ -18,6 +18,10 @@ probability and safe reward of training episodes over environment steps, from th
 seed, that each GLOB finds. A line is the mean over seeds as far as all have come, a band reaches from the
 least to the largest. Each seed is smoothed first: a point is the mean of the epochs that ended in the last
 --window steps (default: 5% of the longest run). --paper draws the paper's safe reward and probability.
+
+`uv run experiments/figures.py two-state`: figures/two_state.png, all policies of the two-state world as a
+square, and the paths that ten safe ones take: the flows NPG and C-NPG, integrated, and TRPO, C-TRPO and
+SB-TRPO, by the functions that train on exact gradients and surrogates, all for delta = 0.01.
 """
 
 import argparse, csv, glob, math, sys
@@ -28,15 +32,20 @@ sys.path.insert(0, str(ROOT))
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
+import ctrpo
 import sbtrpo
+import tabular_cmdp
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito: for all eyes
 PANELS = {"EpRet": "return per episode", "EpCost": "cost per episode",
           "SafetyProbability": "safety probability", "SafeReward": "safe reward per episode"}
 matplotlib.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
                             "axes.grid": True, "grid.color": "#e6e6e6", "axes.axisbelow": True,
-                            "legend.frameon": False, "axes.titlesize": 12, "lines.linewidth": 1.8})
+                            "legend.frameon": False, "axes.titlesize": 12, "lines.linewidth": 1.8,
+                            "hatch.linewidth": 0.5, "hatch.color": "#777777"})
 
 
 def step_info(rule, rho: float, beta: float) -> tuple[float, float]:
@@ -68,6 +77,89 @@ def left_on_the_table(path: Path) -> None:
         axis.set(xlabel=r"$\rho$, cosine of the reward and cost gradients", xlim=(-1, 1),
                  xticks=(-1, -0.5, 0, 0.5, 1))
     kl.legend(loc="lower left")
+    save(figure, path)
+
+
+def exact_path(world, theta: np.ndarray, algorithm: str, barrier: str, beta: float, delta: float = 0.01):
+    """Logits along 200 updates of a shipped step and line search, fed with exact gradients and surrogates."""
+    path, recovery = [theta], True
+    for _ in range(200):
+        old, m = path[-1], world.limit - world.J(path[-1], world.c)
+        g_r, x_r, g_c, x_c = (of(old, f).ravel() for f in (world.r, world.c)
+                              for of in (world.gradient, world.natural_direction))
+        recovery = m <= (0.2 * world.limit if recovery else 0)
+        if algorithm == "C-TRPO":
+            step, _ = ctrpo.barrier_step(g_r, x_r, g_c, x_c, delta, beta, 0 if recovery else m, barrier)
+        elif algorithm == "SB-TRPO":
+            step, _ = sbtrpo.safety_biased_step(g_r, x_r, g_c, x_c, delta, beta)
+        else:
+            _, step = sbtrpo.steepest_step(g_r, x_r, delta)
+
+        def judge(new, old=old, m=m, recovery=recovery):
+            divergence, cost = world.kl(old, new), world.surrogate(old, new, world.c)
+            if algorithm == "C-TRPO" and not recovery:
+                divergence += beta * ctrpo.barrier_divergence(cost, m, barrier)
+            rises = cost > 1e-12 and (algorithm == "SB-TRPO" or recovery and algorithm == "C-TRPO")
+            return "divergence" if not divergence <= delta else "cost" if rises else "", {}
+
+        path.append(sbtrpo.line_search(judge, old, step.reshape(old.shape))[0])
+    return np.array(path)
+
+
+def two_state_panel(axis, world, square: tuple, paths: list, title: str) -> None:
+    """Reward in shades of grey, the unsafe set hatched, the paths, and how many end at the optimum."""
+    p, reward, cost = square
+    axis.contourf(p, p, reward, np.linspace(0, 2, 41), cmap="Greys", vmin=-0.2, vmax=3)
+    axis.contourf(p, p, cost, (world.limit, 2), colors="none", hatches=["///"])
+    axis.contour(p, p, cost, (world.limit,), colors=COLOURS[1], linewidths=2)
+    best, arrived = world.optimum(), 0
+    for path in paths:
+        pi = np.array([tabular_cmdp.policy(theta)[:, 0] for theta in path])
+        axis.plot(*pi.T, ".-" if "TRPO" in title else "-", color=COLOURS[0], linewidth=1.2, markersize=3.5)
+        axis.plot(*pi[0], "o", color="white", markeredgecolor=COLOURS[0], markersize=5, zorder=3)
+        axis.plot(*pi[-1], "s", color=COLOURS[0], markersize=5, zorder=3, clip_on=False)
+        arrived += (abs(world.J(path[-1], world.r) - best.value) < 2e-3
+                    and world.J(path[-1], world.c) < world.limit + 1e-3)
+    axis.plot(*best.policy[:, 0], "*", color=COLOURS[5], markeredgecolor="#444444", markersize=13, zorder=4,
+              clip_on=False)
+    axis.set_title(f"{title}: {arrived}/10", fontsize=11)
+    axis.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), aspect="equal")
+    axis.grid(False)
+
+
+def two_state(path: Path) -> None:
+    world, draws = tabular_cmdp.two_state(), np.random.default_rng(1).normal(size=(200, 2, 2))
+    starts = [theta for theta in draws if world.J(theta, world.c) < world.limit / 2][:10]
+    p = np.linspace(0.001, 0.999, 101)
+    logits = np.log(p / (1 - p))
+    square = (p, *(np.array([[world.J(np.array([[x, 0], [y, 0]]), f) for x in logits] for y in logits])
+                   for f in (world.r, world.c)))
+    times, names = np.append(0, np.geomspace(0.01, 1000, 400)), {"log": r"$-\log x$", "xlogx": r"$x\,\log x$"}
+    figure = Figure(figsize=(11, 8.6), layout="constrained")
+    axes = figure.subplots(3, 4, sharex=True, sharey=True)
+    for row, barrier in enumerate(names):
+        for axis, beta in zip(axes[row, 1:], (0.01, 0.1, 1)):
+            paths = [world.flow(theta, times, beta, barrier)[0] for theta in starts]
+            two_state_panel(axis, world, square, paths, rf"C-NPG, {names[barrier]}, $\beta$ = {beta:g}")
+    paths = [world.flow(theta, times, 0)[0] for theta in starts]
+    two_state_panel(axes[0, 0], world, square, paths, "NPG")
+    for axis, (name, barrier, beta) in zip(axes[2], (("TRPO", "", 0), ("C-TRPO", "log", 0.1),
+                                                     ("C-TRPO", "xlogx", 0.1), ("SB-TRPO", "", 0.75))):
+        paths = [exact_path(world, theta, name, barrier, beta) for theta in starts]
+        two_state_panel(axis, world, square, paths, name + (f", {names[barrier]}" if barrier else "")
+                        + (rf", $\beta$ = {beta:g}" if beta else ""))
+    axes[1, 0].axis("off")
+    handles = [Line2D([], [], color=COLOURS[0], label="path"),
+               Line2D([], [], color="white", markeredgecolor=COLOURS[0], marker="o", label="start"),
+               Line2D([], [], color=COLOURS[0], linestyle="", marker="s", label="end"),
+               Line2D([], [], color=COLOURS[5], markeredgecolor="#444444", linestyle="", marker="*",
+                      markersize=12, label="best safe policy"),
+               Line2D([], [], color=COLOURS[1], linewidth=2, label="$J_c = b$"),
+               Patch(facecolor="#dddddd", hatch="///", edgecolor="#777777", label="unsafe"),
+               Patch(facecolor="#888888", label="dark: more reward")]
+    axes[1, 0].legend(handles=handles, loc="center", fontsize=11, title="n/10: ends at the best")
+    figure.supxlabel(r"$\pi(a_0 \mid s_0)$", fontsize=12)
+    figure.supylabel(r"$\pi(a_0 \mid s_1)$", fontsize=12)
     save(figure, path)
 
 
@@ -154,6 +246,8 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     table = commands.add_parser("table", help="what the convex step leaves on the table")
     table.add_argument("path", nargs="?", type=Path, default=ROOT / "figures" / "left_on_the_table.png")
+    square = commands.add_parser("two-state", help="paths over the policies of the two-state world")
+    square.add_argument("path", nargs="?", type=Path, default=ROOT / "figures" / "two_state.png")
     many = commands.add_parser("curves", help="training curves", allow_abbrev=False)
     many.add_argument("path", metavar="OUT.png", type=Path)
     many.add_argument("series", metavar="LABEL=GLOB", nargs="+")
@@ -165,6 +259,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--window must be positive")
     if options.command == "table":
         left_on_the_table(options.path)
+    elif options.command == "two-state":
+        two_state(options.path)
     else:
         curves(options.path, options.series, options.paper, options.window, options.title)
 
