@@ -65,12 +65,9 @@ class Failure(Exception):
 def option(default, text: str, rule: str = "True"):
     return dataclasses.field(default=default, metadata={"text": text, "rule": rule})
 
-PRESETS = {"none": {}, "paper": {"baseline": "none"}, "safe": {  # safe: what made results/circle
-    "update": "optimal", "beta": 0.99, "batch_growth": 10.0, "total_steps": 3_000_000}}
-
 PRESETS = {"none": {}, "paper": {  # what the published runs were made with
     "batch_steps": 20_000, "barrier": "xlogx", "beta": 1.0, "hysteresis": 0.8, "official_units": 1,
-    "initial_std": 1.0, "cg_iterations": 15, "damping": 0.1}}
+    "cg_iterations": 15, "damping": 0.1}}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -92,7 +89,7 @@ class Config:
     discount: float = option(0.99, "gamma, of reward and cost", "0 <= x < 1")
     gae_lambda: float = option(0.95, "lambda of GAE", "0 <= x <= 1")
     hidden: tuple = option((64, 64), "widths of the tanh layers", "min(x) >= 1")
-    initial_std: float = option(0.6, "std of a Gaussian policy at the start [action]", "0 < x < inf")
+    initial_std: float = option(1.0, "std of a Gaussian policy at the start [action]", "0 < x < inf")
     cg_iterations: int = option(5, "conjugate-gradient iterations for each direction", "x >= 1")
     damping: float = option(1e-4, "added to the diagonal of F", "0 <= x < inf")
     precision: int = option(32, "bits of a number in the networks; vectors have 64", "x in (32, 64)")
