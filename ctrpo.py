@@ -45,8 +45,8 @@ h         hysteresis                 scalar      fraction of b; h b must exceed 
 Run `uv run ctrpo.py`, see `--help`, or read on: the update stands next, `train` is the algorithm as a whole.
 """
 
-import argparse, csv, dataclasses, functools, importlib.metadata, io, json, math, multiprocessing, os, re
-import signal, sys, threading, time, unittest.mock
+import argparse, csv, dataclasses, functools, importlib.metadata, importlib.util, io, json, math
+import multiprocessing, os, re, signal, sys, threading, time, unittest.mock
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -279,6 +279,8 @@ def fit_critic(critic: Vector, sizes: tuple[int, ...], inputs: np.ndarray, targe
 def safety_gymnasium(textures: bool):
     """safety-gymnasium 1.0.0, for Python 3.11 too; without textures, resets decode no PNG files (1 s)."""
     import mujoco
+    if importlib.util.find_spec(fast := "fast_safety_gymnasium"):  # beside this file: the same bits, sooner
+        importlib.import_module(fast)
     dataclass, compile_model = dataclasses.dataclass, mujoco.MjModel.from_xml_string
     def dataclass_with_arrays(cls):
         for name, value in list(vars(cls).items()):
@@ -350,9 +352,8 @@ def run_episode(task: str, seed: int, index: int, actor: Actor) -> Episode:
     """Episode `index` of the run: the same bits in whatever process, and after whatever other episodes."""
     rng, steps = np.random.default_rng([seed, index + 1]), []
     try:
-        env = make_env(task, threading.get_ident())
+        env, act = make_env(task, threading.get_ident()), actor.acting(rng)
         observations, ended, truncated = [env.reset(seed=int(rng.integers(2**32)))[0]], False, False
-        act = actor.acting(rng)
         while not (ended or truncated):
             action = act(observations[-1])
             observation, reward, cost, ended, truncated = env_step(env, action)
