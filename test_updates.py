@@ -1779,10 +1779,14 @@ def test_result_does_not_depend_on_the_number_of_workers(reference, tmp_path):
         assert outcome(tmp_path / run_of(n)) == outcome(reference / RUN)
 
 
-def test_result_in_safety_gymnasium_does_not_depend_on_the_number_of_workers(tmp_path):
-    """Two epochs of SafetyPointGoal1-v0, 1 and 2 workers, bit for bit: no episode depends on earlier ones."""
+def test_result_in_safety_gymnasium_depends_neither_on_workers_nor_on_the_fast_file(tmp_path):
+    """Two epochs of SafetyPointGoal1-v0, bit for bit: sbtrpo.py alone in a folder, without
+    fast_safety_gymnasium.py, with 1 worker; and here, with it, with 2. No episode depends on earlier ones."""
     small = ["--task=SafetyPointGoal1-v0", "--hidden=8", "--batch-steps=2000", "--total-steps=4000"]
-    for process in [start(tmp_path, *small, "--workers", n, "--experiment", n) for n in (1, 2)]:
+    alone = SimpleNamespace(__file__=shutil.copy(sbtrpo.__file__, tmp_path))
+    processes = [start(tmp_path, *small, "--experiment", 1, script=alone, env={"PYTHONPATH": ""}),
+                 start(tmp_path, *small, "--experiment", 2, "--workers", 2)]
+    for process in processes:
         finish(process)
     one, two = (tmp_path / run_of(n, "SafetyPointGoal1-v0") for n in (1, 2))
     assert outcome(one) == outcome(two) and len(rows(one)) == 2
@@ -2092,10 +2096,10 @@ def test_a_mistake_with_ctrpo_is_one_sentence(options, said, tmp_path, monkeypat
 
 
 def main() -> int:
-    """Runs pytest on this file; arguments are pytest's."""
+    """Runs pytest on this file and on test_fast.py; arguments are pytest's."""
     options = ["-q", "-p", "no:cacheprovider", "-o", "markers=slow: long sweeps, skipped without -m slow",
                "-W", "ignore::pytest.PytestAssertRewriteWarning"]  # this file has imported hypothesis already
-    return pytest.main([__file__, *options, *sys.argv[1:]])
+    return pytest.main([__file__, str(HERE / "test_fast.py"), *options, *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,616 @@
+"""Safety Gymnasium 1.0.0, several times faster, with results identical to the last bit.
+
+    import fast_safety_gymnasium, safety_gymnasium  # that is all; or: install(), uninstall()
+    env = safety_gymnasium.make("SafetyPointGoal1-v0")
+
+Every number that comes out of `reset` and `step` (observation, reward, cost, terminated, truncated, and info
+with its costs) is the one that the package gives by itself, and so are its type and the random numbers drawn.
+Only the time differs. Covered are the navigation tasks Goal, Button, Push, Circle and Run, at levels 0 to 2
+and with all five agents, and the velocity tasks. What is not known here (vision, keyboard, race and fading
+tasks, options changed by hand) runs the original code, and a warning says so, once. Environments made with a
+`render_mode` run it as well: all that is visual is as before. Attributes of `env.task` changed by hand count
+from the next reset on. Python 3.11 can import the package, too, and gymnasium-robotics is not needed.
+
+Where the time went, and no longer goes
+ 1. A reset decodes PNG textures, which only a renderer needs, and parses YAML and XML. Here the package
+    writes the XML of a world once, and each reset puts new positions into that text.
+ 2. A step calls mj_forward three times, though nothing has moved after the first. Only the constraint solver,
+    which starts from where it ended before, still changes last bits; here, only that part runs again.
+ 3. Contacts were told apart by the names of their geometries. Here each geometry has a few bits.
+ 4. Distances, lidars and placements went object by object through small functions. Here all go together.
+
+Why no bit changes: each function names what it replaces, and gives the reason. None sums in another order or
+takes a similar function of another library. What is assumed of numpy, that an array gives the same bits as
+its elements one by one, is checked on the machine at hand in a few milliseconds (`exact`); if it fails,
+nothing is installed. `test_fast.py` compares whole episodes of all tasks with the package untouched.
+"""
+
+import dataclasses, functools, importlib, importlib.metadata, importlib.util, itertools, math, re, sys
+import unittest.mock, warnings
+from copy import deepcopy
+from operator import attrgetter
+from types import SimpleNamespace
+
+import mujoco
+import numpy as np
+
+def import_safety_gymnasium():
+    """The package, in spite of gymnasium-robotics, and of Python 3.11, which refuses arrays as defaults."""
+    if (version := importlib.metadata.version("safety-gymnasium")) != "1.0.0":
+        raise ImportError(f"fast_safety_gymnasium is for safety-gymnasium 1.0.0, and here is {version}.")
+    dataclass, robotics = dataclasses.dataclass, "gymnasium_robotics.envs.multiagent_mujoco.mujoco_multi"
+
+    def dataclass_with_arrays(cls):
+        for name, value in list(vars(cls).items()):
+            if isinstance(value, np.ndarray):
+                setattr(cls, name, dataclasses.field(default_factory=value.copy))
+        return dataclass(cls)
+
+    if not importlib.util.find_spec("gymnasium_robotics"):
+        sys.modules.setdefault(robotics, unittest.mock.MagicMock())
+    with unittest.mock.patch.object(dataclasses, "dataclass", dataclass_with_arrays):
+        return importlib.import_module("safety_gymnasium")
+
+import_safety_gymnasium()
+import xmltodict
+from gymnasium.envs.mujoco.half_cheetah_v4 import HalfCheetahEnv
+from safety_gymnasium import agents, tasks, world as worlds
+from safety_gymnasium.assets.free_geoms import PushBox, Vases
+from safety_gymnasium.assets.geoms import Buttons, Circle, Goal, Hazards, Pillars, Sigwalls
+from safety_gymnasium.assets.mocaps import Gremlins
+from safety_gymnasium.builder import Builder
+from safety_gymnasium.tasks.safe_velocity import (
+    safety_ant_velocity_v0, safety_half_cheetah_velocity_v0, safety_hopper_velocity_v0,
+    safety_humanoid_velocity_v0, safety_swimmer_velocity_v0, safety_walker2d_velocity_v0)
+from safety_gymnasium.utils.common_utils import ResamplingError, rot2quat
+from safety_gymnasium.utils.random_generator import RandomGenerator
+from safety_gymnasium.utils.task_utils import get_body_xvelp
+
+ORIGINAL = {}  # (class, name) -> what stood there before install
+TEMPLATES = {}  # all of a world but its positions and rotations -> its XML, cut where they go
+TEXTURE = re.compile(r'<texture\b[^>]*?(/>|></texture>)|\stexture="[^"]*"')
+AGENT, VASE, PILLAR, GREMLIN, BUTTON = 1, 2, 4, 8, 16  # bits of a geometry; button i has BUTTON << i
+POSITION_AND_VELOCITY = int(mujoco.mjtStage.mjSTAGE_VEL)  # stages of mj_forward that are left out
+BODY, GEOM, SENSOR = mujoco.mjtObj.mjOBJ_BODY, mujoco.mjtObj.mjOBJ_GEOM, mujoco.mjtObj.mjOBJ_SENSOR
+
+# what is known
+AGENTS = {agents.Point, agents.Car, agents.Racecar, agents.Doggo, agents.Ant}
+OPTIONS = {
+    "observe_vision": False, "debug": False, "observation_flatten": True, "action_noise": 0, "viewer": None,
+    "_is_load_static_geoms": False, "lidar_conf.type": "pseudo", "lidar_conf.alias": True,
+    "cost_conf.constrain_indicator": True, "reward_conf.reward_orientation": False,
+    "sim_conf.frameskip_binom_p": 1.0, "agent.sensor_conf.sensors_angle_components": True}
+OBSTACLES = {
+    Goal: {"is_lidar_observed": True, "is_comp_observed": False, "is_meshed": False},
+    PushBox: {"is_lidar_observed": True, "is_comp_observed": False},
+    Hazards: {"is_lidar_observed": True, "is_meshed": False, "cost": 1.0},
+    Pillars: {"is_lidar_observed": True, "cost": 1.0}, Buttons: {"is_lidar_observed": True, "cost": 1.0},
+    Vases: {"is_lidar_observed": True, "contact_cost": 1.0, "displace_cost": 0.0, "velocity_cost": 1.0},
+    Gremlins: {"is_lidar_observed": True, "contact_cost": 1.0},
+    Circle: {"is_lidar_observed": True}, Sigwalls: {"is_lidar_observed": False}}
+
+def unknown(builder: Builder) -> str:
+    """What it is about an environment that is not known here; empty if all is."""
+    task = builder.task
+    if type(builder) is not Builder or type(task) not in REWARDS or type(task.agent) not in AGENTS:
+        return f"{type(task).__name__} with {type(task.agent).__name__}"
+    things = [(task, "task", OPTIONS)]
+    things += [(thing, thing.name, OBSTACLES.get(type(thing), {"name": None})) for thing in task._obstacles]
+    for thing, name, options in things:
+        for path, expected in options.items():
+            if (value := attrgetter(path)(thing)) != expected:
+                return f"{name}.{path} = {value!r}"
+    return "" if task.lidar_conf.max_dist else "task.lidar_conf.max_dist = None"
+
+@functools.lru_cache(None)
+def tell(reason: str) -> None:
+    warnings.warn(f"fast_safety_gymnasium does not know {reason}: the original code runs.", stacklevel=4)
+
+# reset
+def sample_layout(self) -> bool:
+    """RandomGenerator.sample_layout, draw_placement and constrain_placement (utils.random_generator).
+
+    The same operations on the same doubles, by Python. A uniform number in [a, b) is a + (b - a) u; the u are
+    drawn in bulk, and then the generator is set back, and goes on by as many as were used."""
+    original, areas, margin = ORIGINAL[RandomGenerator, "sample_layout"], [], self.placements_margin
+    for name, (placements, keepout) in self.placements.items():
+        if placements is not None and len(placements) != 1:
+            return original(self)
+        area = self.placements_extents if placements is None else placements[0]
+        x0, y0, x1, y1 = self.constrain_placement(area, keepout)
+        if placements is not None and (x0 > x1 or y0 > y1):
+            return original(self)
+        areas.append((name, x0, x1 - x0, y0, y1 - y0, keepout))
+    generator, placed, used, sqrt = self.random_generator, [], 0, math.sqrt
+    state, numbers = generator.get_state(), []
+    for name, x0, width, y0, height, keepout in areas:
+        if len(numbers) < used + 200:
+            numbers += generator.random_sample(600).tolist()
+        others = [(x, y, other + margin + keepout) for _, x, y, other in placed]
+        for _ in range(100):
+            x, y = x0 + width * numbers[used], y0 + height * numbers[used + 1]
+            used += 2
+            for other_x, other_y, reach in others:
+                if sqrt((x - other_x) * (x - other_x) + (y - other_y) * (y - other_y)) < reach:
+                    break
+            else:
+                placed.append((name, x, y, keepout))
+                break
+        else:
+            break
+    generator.set_state(state)
+    generator.random_sample(used)
+    if complete := len(placed) == len(areas):
+        self.layout = {name: np.array([x, y]) for name, x, y, _ in placed}
+    return complete
+
+def sample_goal_position(self) -> bool:
+    """RandomGenerator.sample_goal_position (utils.random_generator): the same operations, by Python."""
+    placements, keepout = self.placements["goal"]
+    goal = self.draw_placement(placements, keepout)
+    x, y = goal.tolist()
+    for name, other in self.layout.items():
+        other_x, other_y = other.tolist()
+        distance = math.sqrt((x - other_x) * (x - other_x) + (y - other_y) * (y - other_y))
+        if distance < self.placements[name][1] + self.placements_margin + keepout:
+            return False
+    self.layout["goal"] = goal
+    return True
+
+def template(world: worlds.World) -> tuple[list, list]:
+    """The XML of a world as World.build writes it, in pieces; and which numbers go between them."""
+    with unittest.mock.patch.object(worlds, "mujoco"):  # it writes the text; nothing is compiled
+        world.build()
+    agent, *others = world.xml["mujoco"]["worldbody"]["body"]
+    agent["@pos"], agent["@quat"] = "#0#", "#1#"
+    agent["camera"][-1].update({"@pos": "#2#", "@xyaxes": "#3#"})
+    for i, body in enumerate(others):
+        place = body["geom"] if "@mocap" in body else body
+        place["@pos"], place["@quat"] = f"#{2 * i + 4}#", f"#{2 * i + 5}#"
+    pieces = re.split("#([0-9]+)#", TEXTURE.sub("", xmltodict.unparse(world.xml)))
+    return pieces[::2], [int(index) for index in pieces[1::2]]
+
+def compile_world(world: worlds.World, config: dict) -> None:
+    """World.parse and World.build (safety_gymnasium.world): the same XML, but for textures, goes to MuJoCo.
+
+    A float that Python or numpy has written is read back as it was."""
+    vars(world).update({**world.DEFAULT, **config}, config=config)
+    objects = [*world.free_geoms.values(), *world.mocaps.values(), *world.geoms.values()]
+    fixed = [[(name, value if isinstance(value, (int, float, str)) else tuple(value))
+              for name, value in thing.items() if name not in ("pos", "rot")] for thing in objects]
+    key = repr((world.agent_base, world.floor_type, list(world.floor_size), fixed))
+    if key not in TEMPLATES:
+        TEMPLATES[key] = template(world)
+    theta = world.agent_rot + np.pi
+    sine, cosine = np.sin(theta), np.cos(theta)
+    numbers = [np.r_[world.agent_xy, world._agent.z_height], rot2quat(world.agent_rot),
+               [0 * cosine + -2 * sine, 0 * -sine + -2 * cosine, 2], [cosine, -sine, 0, sine, cosine, 1]]
+    for thing in objects:
+        numbers += [thing["pos"], rot2quat(thing["rot"])]
+    pieces, order = TEMPLATES[key]
+    texts = [" ".join(map(repr, np.asarray(numbers[index], float).tolist())) for index in order]
+    world.xml_string = "".join(itertools.chain(*zip(pieces, texts), pieces[-1:]))
+    model = mujoco.MjModel.from_xml_string(world.xml_string)
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    world.engine.update(model, data)
+
+def build(task) -> None:
+    """Underlying.reset and ._build (bases.underlying), World.reset and .rebuild (safety_gymnasium.world).
+
+    There the first world of an environment is compiled twice, to no effect, and each later one has a second
+    mj_forward, to great effect: the solver goes on, and the first episode differs in its last bits."""
+    generator, info, placements = task.random_generator, task.world_info, task.placements_conf
+    if placements.placements is None:
+        task._build_placements_dict()
+        generator.set_placements_info(placements.placements, placements.extents, placements.margin)
+    info.layout = generator.build_layout()
+    info.world_config_dict = task._build_world_config(info.layout)
+    if first := task.world is None:
+        task.world = worlds.World(task.agent, task._obstacles, info.world_config_dict)
+    compile_world(task.world, info.world_config_dict)
+    if not first:
+        mujoco.mj_forward(task.model, task.data)
+    info.reset_layout = deepcopy(info.layout)
+
+def body_names(obstacle) -> list[str]:
+    """The bodies whose positions are `obstacle.pos` (assets); a circle's is the origin, as the world's."""
+    if not hasattr(obstacle, "num"):
+        return ["world" if type(obstacle) is Circle else obstacle.name]
+    count = 0 if type(obstacle) is Sigwalls else obstacle.num
+    return [f"{obstacle.name[:-1]}{i}{'obj' * (type(obstacle) is Gremlins)}" for i in range(count)]
+
+def kind(name: str, agent) -> int:
+    """What cal_cost of vases, pillars, gremlins and buttons (assets) ask of the name of a geometry."""
+    bits = (AGENT * (name in agent.body_info.geom_names) | VASE * name.startswith("vase")
+            | PILLAR * name.startswith("pillar") | GREMLIN * name.startswith("gremlin"))
+    return bits | (BUTTON << int(name[6:]) if name.startswith("button") else 0)
+
+def make_plan(task) -> SimpleNamespace:
+    """What steps need of a world, found once at reset. Arrays of model and data are MuJoCo's own memory."""
+    model, data, info, obstacles = task.model, task.data, task.agent.sensor_info, task._obstacles
+    rows, bodies = {}, []  # an obstacle's name -> its rows among all objects; body of each object
+    for obstacle in obstacles:
+        names = body_names(obstacle)
+        rows[obstacle.name] = slice(len(bodies), len(bodies) + len(names))
+        bodies += [mujoco.mj_name2id(model, BODY, name) for name in names]
+    sizes = {name: math.prod(space.shape) for name, space in task.obs_info.obs_space_dict.spaces.items()}
+    starts = dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0)))  # in the observation
+    entries = {}  # a sensor's name -> its entries of sensordata
+    for name in filter(info.sensor_dim.get, sizes):
+        sensor = mujoco.mj_name2id(model, SENSOR, name)
+        entries[name] = np.arange(model.sensor_dim[sensor]) + model.sensor_adr[sensor]
+    if info.freejoint_pos_name:
+        entries[info.freejoint_pos_name] = entries[info.freejoint_pos_name][2:]
+    angles = {*info.hinge_pos_names, *info.ballquat_names}
+    bins = task.lidar_conf.num_bins
+    slots = np.full((len(bodies), bins + 1, 3), sum(sizes.values()))  # an angle of 2 pi is an IndexError
+    for name, part in rows.items():
+        if part.start < part.stop:  # a bin and its neighbours
+            slots[part, :bins] = starts[f"{name}_lidar"] + (np.arange(bins)[:, None] + [0, 1, -1]) % bins
+    body = mujoco.mj_name2id(model, BODY, "agent")
+    constrained = [thing for thing in obstacles if thing.is_constrained]
+    return SimpleNamespace(
+        engine=task.world.engine, model=model, data=data, ctrl=data.ctrl, qpos=data.qpos, qvel=data.qvel,
+        low=model.actuator_ctrlrange[:, 0].copy(), high=model.actuator_ctrlrange[:, 1].copy(),
+        turns=model.nq > model.nv,  # there are quaternions in qpos
+        body=body, position=data.xpos[body], matrix=data.xmat[body].reshape(3, 3), xpos=data.xpos,
+        jacobian=np.zeros((3, model.nv)), bodies=np.array(bodies, int), rows=rows,
+        kinds=np.array([kind(mujoco.mj_id2name(model, GEOM, i) or "", task.agent)
+                        for i in range(model.ngeom)]),
+        contacts="buttons" in rows or any(type(thing) in (Vases, Pillars, Gremlins) for thing in constrained),
+        constrained=constrained, reward=REWARDS[type(task)], size=sum(sizes.values()),
+        sensordata=data.sensordata,
+        vases=model.body_dofadr[bodies[rows["vases"]]][:, None] + np.arange(3) if "vases" in rows else None,
+        direct=np.concatenate([entries[name] for name in entries if name not in angles]),
+        hinges=np.array([entries[name][0] for name in info.hinge_pos_names], int),
+        balls=[(entries[name], slice(starts[name], starts[name] + 9)) for name in info.ballquat_names],
+        bin_size=np.pi * 2 / bins, slots=slots.reshape(-1, 3).T.copy(),
+        first_slots=np.arange(len(bodies)) * (bins + 1), shares=np.ones((3, len(bodies))))
+
+def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
+    """Builder.reset (safety_gymnasium.builder)."""
+    self.fast_plan = None
+    if self.render_parameters.mode is not None or (reason := unknown(self)):
+        if self.render_parameters.mode is None:
+            tell(reason)
+        return ORIGINAL[Builder, "reset"](self, seed=seed, options=options)
+    task = self.task
+    if not task.mechanism_conf.randomize_layout:
+        assert seed is None, "Cannot set seed if randomize_layout=False"
+        self.set_seed(0)
+    elif seed is not None:
+        self.set_seed(seed)
+    self.terminated, self.truncated, self.steps = False, False, 0
+    build(task)
+    task.update_world()
+    task.specific_reset()
+    task.agent.reset()
+    plan = self.fast_plan = make_plan(task)
+    mujoco.mj_forward(plan.model, plan.data)
+    vectors, distances = geometry(plan)
+    self.cost = costs(plan, distances, touched(plan))
+    assert self.cost["cost_sum"] == 0, f"World has starting cost! {self.cost}"
+    self.first_reset = False
+    if not forward_again(plan):
+        vectors, _ = geometry(plan)
+    return observe(task, plan, vectors), {}
+
+# step
+def simulate(task, plan: SimpleNamespace, action: np.ndarray) -> None:
+    """Underlying.simulation_forward (bases.underlying), BaseAgent.apply_action, Gremlins.move (assets).
+
+    np.clip is these two functions; binomial(n, 1) is n, and draws one double; gremlins have one target."""
+    np.minimum(np.maximum(action, plan.low), plan.high, out=plan.ctrl)
+    task.random_generator.random_generator.random_sample()
+    model, data, frames = plan.model, plan.data, task.sim_conf.frameskip_binom_n
+    if "gremlins" in plan.rows:
+        travel, size, targets = task.gremlins.travel, task.gremlins.size, data.mocap_pos
+        for _ in range(frames):
+            phase = data.time
+            targets[:] = np.sin(phase) * travel, np.cos(phase) * travel, size
+            mujoco.mj_step(model, data)
+    else:
+        mujoco.mj_step(model, data, nstep=frames)
+    mujoco.mj_forward(model, data)
+
+def forward_again(plan: SimpleNamespace, settled: bool = False) -> bool:
+    """mj_forward just after mj_forward; says whether positions and contacts are what they were.
+
+    The stages of position and velocity are functions of qpos and qvel: they would give what is there. Only,
+    qpos itself may change: mj_forward first normalises its quaternions, and once does not settle all of them
+    to the last bit. Then all runs again. `settled` says that this need not be looked at."""
+    if plan.turns and not settled:
+        normalised = plan.qpos.copy()
+        mujoco.mj_normalizeQuat(plan.model, normalised)
+        if normalised.tobytes() != plan.qpos.tobytes():
+            mujoco.mj_forward(plan.model, plan.data)
+            return False
+    mujoco.mj_forwardSkip(plan.model, plan.data, POSITION_AND_VELOCITY, 0)
+    return True
+
+def geometry(plan: SimpleNamespace) -> tuple[np.ndarray, list]:
+    """Vectors (n, 3) from the agent to all objects, and distances in the plane.
+
+    BaseAgent.dist_xy (bases.base_agent): np.sum of two numbers is their sum; roots are rounded correctly."""
+    vectors = plan.xpos.take(plan.bodies, axis=0)
+    vectors -= plan.position
+    squares = vectors * vectors
+    return vectors, np.sqrt(squares[:, 0] + squares[:, 1]).tolist()
+
+def touched(plan: SimpleNamespace) -> set[int]:
+    """The bits of both geometries of each contact in which the agent takes part."""
+    if not plan.contacts:
+        return set()
+    contact = plan.data.contact
+    return {pair for pair in (plan.kinds[contact.geom1] | plan.kinds[contact.geom2]).tolist() if pair & AGENT}
+
+def any_vase_moves(plan: SimpleNamespace, vases: Vases) -> bool:
+    """Whether a velocity counts in Vases.cal_cost (assets.free_geoms). That is a Jacobian times qvel, hence,
+    but for rounding, three entries of qvel; within 1% of the threshold, it is computed as there."""
+    squares = plan.qvel[plan.vases] ** 2
+    fastest = math.sqrt(max((squares[:, 0] + squares[:, 1] + squares[:, 2]).tolist(), default=0.0))
+    if not 0.99 < fastest / vases.velocity_threshold < 1.01:
+        return fastest > vases.velocity_threshold
+    velocities = [get_body_xvelp(plan.model, plan.data, f"vase{i}") for i in range(vases.num)]
+    return any(np.sqrt(np.sum(np.square(velocity))) >= vases.velocity_threshold for velocity in velocities)
+
+def costs(plan: SimpleNamespace, distances: list, touching: set[int]) -> dict:
+    """Builder._cost, BaseTask.calculate_cost (bases.base_task), and cal_cost of all obstacles (assets).
+
+    Costs are sums of numbers that are not negative, and all that comes out is whether they are positive."""
+    cost = {}
+    for thing in plan.constrained:
+        if type(thing) is Hazards:
+            cost["cost_hazards"] = min(distances[plan.rows["hazards"]], default=math.inf) < thing.size
+        elif type(thing) is Vases:
+            cost["cost_vases_contact"] = any(pair & VASE for pair in touching)
+            cost["cost_vases_velocity"] = any_vase_moves(plan, thing)
+        elif type(thing) is Pillars:
+            cost["cost_pillars"] = any(pair & PILLAR for pair in touching)
+        elif type(thing) is Gremlins:
+            cost["cost_gremlins"] = any(pair & GREMLIN for pair in touching)
+        elif type(thing) is Sigwalls:
+            x, y = map(abs, plan.position[:2].tolist())
+            cost["cost_out_of_boundary"] = (x if thing.num == 2 else max(x, y)) > thing.locate_factor
+        elif type(thing) is Buttons and thing.timer == 0:
+            goal = BUTTON << int(thing.goal_button)
+            cost["cost_buttons"] = any(pair >= BUTTON and not pair & goal for pair in touching)
+    cost["cost_sum"] = any(cost.values())
+    return {name: float(value) for name, value in cost.items()}
+
+def goal_reward(task, plan: SimpleNamespace, vectors, distances: list, touching: set[int]) -> tuple:
+    """GoalLevel0.calculate_reward and .goal_achieved (tasks.safe_navigation.goal)."""
+    distance = distances[plan.rows["goal"].start]
+    reward = (task.last_dist_goal - distance) * task.goal.reward_distance
+    task.last_dist_goal, achieved = distance, distance <= task.goal.size
+    return reward + task.goal.reward_goal * achieved, achieved
+
+def button_reward(task, plan: SimpleNamespace, vectors, distances: list, touching: set[int]) -> tuple:
+    """ButtonLevel0.calculate_reward and .goal_achieved (tasks.safe_navigation.button)."""
+    distance, goal = distances[plan.rows["goal"].start], BUTTON << int(task.buttons.goal_button)
+    reward = (task.last_dist_goal - distance) * task.buttons.reward_distance
+    task.last_dist_goal, achieved = distance, any(pair & goal for pair in touching)
+    return reward + task.buttons.reward_goal * achieved, achieved
+
+def length(vector: np.ndarray) -> float:
+    """np.sqrt(np.sum(np.square(vector))) of three numbers: np.sum adds them from the first to the last."""
+    x, y, z = vector.tolist()
+    return math.sqrt(x * x + y * y + z * z)
+
+def push_reward(task, plan: SimpleNamespace, vectors, distances: list, touching: set[int]) -> tuple:
+    """PushLevel0.calculate_reward, .dist_box, .dist_box_goal, .goal_achieved (tasks.safe_navigation.push)."""
+    box, row, goal = task.push_box, plan.rows["push_box"].start, plan.bodies[plan.rows["goal"].start]
+    to_box, to_goal = length(vectors[row]), length(plan.xpos[plan.bodies[row]] - plan.xpos[goal])
+    gate = task.last_dist_box > box.null_dist * box.size
+    reward = 0.0 + (task.last_dist_box - to_box) * box.reward_box_dist * gate
+    reward += (task.last_box_goal - to_goal) * box.reward_box_goal
+    task.last_dist_box, task.last_box_goal, achieved = to_box, to_goal, to_goal <= task.goal.size
+    return reward + task.goal.reward_goal * achieved, achieved
+
+def circle_reward(task, plan: SimpleNamespace, vectors, distances: list, touching: set[int]) -> tuple:
+    """CircleLevel0.calculate_reward (tasks.safe_navigation.circle) with BaseAgent.vel: the same calls."""
+    mujoco.mj_jacBody(plan.model, plan.data, plan.jacobian, None, plan.body)
+    (x, y, _), (u, v, _) = plan.position, np.dot(plan.jacobian, plan.qvel)
+    radius = np.sqrt(x**2 + y**2)
+    return ((-u * y + v * x) / radius) / (1 + np.abs(radius - task.circle.radius)) * task.reward_factor, False
+
+def run_reward(task, plan: SimpleNamespace, vectors, distances: list, touching: set[int]) -> tuple:
+    """RunLevel0.calculate_reward (tasks.safe_navigation.run): the same calls."""
+    potential = -np.linalg.norm(plan.position[:2] - task.goal_pos) * task.reward_factor
+    reward, task.old_potential = potential - task.old_potential, potential
+    return reward, False
+
+REWARDS = {getattr(tasks, f"{name}Level{level}"): function for level in range(3) for name, function in (
+    ("Goal", goal_reward), ("Button", button_reward), ("Push", push_reward), ("Circle", circle_reward))}
+REWARDS[tasks.RunLevel0] = run_reward
+
+def observe(task, plan: SimpleNamespace, vectors: np.ndarray) -> np.ndarray:
+    """BaseTask.obs, ButtonLevel0.obs, BaseAgent.obs_sensor, and gymnasium's flatten. Changes `vectors`."""
+    obs, end = np.zeros(plan.size), len(plan.direct)
+    obs[:end] = plan.sensordata.take(plan.direct)
+    if len(plan.hinges):
+        angles, stop = plan.sensordata.take(plan.hinges), end + 2 * len(plan.hinges)
+        obs[end:stop:2], obs[end + 1 : stop : 2] = np.sin(angles), np.cos(angles)
+    for entries, target in plan.balls:
+        mujoco.mju_quat2Mat(obs[target], plan.sensordata[entries])
+    if len(vectors):
+        add_lidars(task, plan, vectors, obs)
+        if "buttons" in plan.rows and task.buttons.timer != 0:
+            start = plan.slots[0, plan.first_slots[plan.rows["buttons"].start]]
+            obs[start : start + task.lidar_conf.num_bins] = 0
+    return obs
+
+def add_lidars(task, plan: SimpleNamespace, vectors: np.ndarray, obs: np.ndarray) -> None:
+    """BaseTask._obs_lidar_pseudo and ._ego_xy (bases.base_task), for all objects of all lidars at once.
+
+    matmul takes a stack of (1, 3) by (3, 3) one by one, by the routine for a single vector; all else is done
+    number by number; and of several readings in a bin the largest counts, in whatever order they come."""
+    vectors[:, 2] = 0.0 - plan.position[2]
+    ego = np.matmul(vectors[:, None, :], plan.matrix)[:, 0, :2].copy()
+    most, bin_size, shares = task.lidar_conf.max_dist, plan.bin_size, plan.shares
+    closeness = np.maximum(most - np.abs(ego.view(complex)[:, 0]), 0.0)
+    closeness /= most
+    angles = np.arctan2(ego[:, 1], ego[:, 0])
+    angles %= np.pi * 2
+    bins = (angles / bin_size).astype(int)
+    angles -= bin_size * bins
+    np.divide(angles, bin_size, out=shares[1])
+    np.subtract(1, shares[1], out=shares[2])
+    bins += plan.first_slots
+    np.maximum.at(obs, plan.slots.take(bins, axis=1).ravel(), (shares * closeness).ravel())
+
+def step(self, action: np.ndarray) -> tuple:
+    """Builder.step and ._reward (safety_gymnasium.builder), in the same order."""
+    plan = self.__dict__.get("fast_plan")
+    if plan is None or plan.engine.data is not plan.data:
+        return ORIGINAL[Builder, "step"](self, action)
+    assert not (self.terminated or self.truncated), "Environment must be reset before stepping."
+    task, action = self.task, np.array(action, copy=False)
+    if action.shape != plan.ctrl.shape:
+        raise ValueError("Action dimension mismatch")
+    simulate(task, plan, action)
+    (vectors, distances), touching = geometry(plan), touched(plan)
+    reward, achieved = plan.reward(task, plan, vectors, distances, touching)
+    clip = task.reward_conf.reward_clip
+    if clip and not -clip < reward < clip:
+        reward = np.clip(reward, -clip, clip)
+        print("Warning: reward was outside of range!")
+    if not (settled := forward_again(plan)):
+        (vectors, distances), touching = geometry(plan), touched(plan)
+    self.cost = costs(plan, distances, touching)
+    info = dict(self.cost)
+    task.specific_step()
+    if achieved:
+        info["goal_met"] = True
+        self.terminated = new_goal(task)
+    if not task.agent.is_alive():
+        self.terminated = True
+    self.steps += 1
+    if self.steps >= task.num_steps:
+        self.truncated = True
+    if not forward_again(plan, settled and not achieved) or achieved:
+        vectors, _ = geometry(plan)
+    observation = observe(task, plan, vectors)
+    return observation, np.float64(0.0 + reward), info["cost_sum"], self.terminated, self.truncated, info
+
+def new_goal(task) -> bool:
+    """What Builder.step does when a goal is achieved, by the original functions; says if the episode ends."""
+    if not task.mechanism_conf.continue_goal:
+        return True
+    task.update_layout()
+    try:
+        task.update_world()
+    except ResamplingError:
+        if not task.mechanism_conf.terminate_resample_failure:
+            raise
+        return True
+    return False
+
+# velocity tasks
+def do_simulation(self, ctrl: np.ndarray, n_frames: int) -> None:
+    """do_simulation and _step_mujoco_simulation of MujocoEnv (gymnasium.envs.mujoco.mujoco_env)."""
+    model, data, controls = self.model, self.data, self.data.ctrl
+    if np.shape(ctrl) != controls.shape:
+        raise ValueError(f"Action dimension mismatch. Expected {controls.shape}, found {np.shape(ctrl)}")
+    controls[:] = ctrl
+    mujoco.mj_step(model, data, nstep=n_frames)
+    mujoco.mj_rnePostConstraint(model, data)
+
+def control_cost(self, action: np.ndarray) -> float:
+    """control_cost (gymnasium.envs.mujoco.*_v4): np.sum of a vector is np.add.reduce."""
+    return self._ctrl_cost_weight * np.add.reduce(np.square(action))
+
+def healthy_reward(self) -> float:
+    """healthy_reward (gymnasium.envs.mujoco.*_v4): x or True is True whatever x."""
+    return float(self._terminate_when_unhealthy or self.is_healthy) * self._healthy_reward
+
+def hopper_is_healthy(self) -> bool:
+    """HopperEnv.is_healthy (gymnasium.envs.mujoco.hopper_v4): the same comparisons, of Python's floats."""
+    state = [*self.data.qpos.tolist(), *self.data.qvel.tolist()]
+    (low, high), (low_z, high_z) = self._healthy_state_range, self._healthy_z_range
+    low_angle, high_angle = self._healthy_angle_range
+    return (low_z < state[1] < high_z and low_angle < state[2] < high_angle
+            and all([low < x < high for x in state[2:]]))
+
+def ant_is_healthy(self) -> bool:
+    """AntEnv.is_healthy (gymnasium.envs.mujoco.ant_v4): the same comparisons, of Python's floats."""
+    state = [*self.data.qpos.tolist(), *self.data.qvel.tolist()]
+    return all(map(math.isfinite, state)) and self._healthy_z_range[0] <= state[2] <= self._healthy_z_range[1]
+
+def unclipped_obs(self) -> np.ndarray:
+    """_get_obs in half_cheetah_v4, swimmer_v4, ant_v4 (gymnasium.envs.mujoco): copies without iterators."""
+    hidden = 1 if isinstance(self, HalfCheetahEnv) else 2
+    parts = self.data.qpos[hidden * self._exclude_current_positions_from_observation :], self.data.qvel
+    if getattr(self, "_use_contact_forces", False):
+        parts += (self.contact_forces.ravel(),)
+    return np.concatenate(parts)
+
+def clipped_obs(self) -> np.ndarray:
+    """_get_obs in hopper_v4 and walker2d_v4 (gymnasium.envs.mujoco): np.clip is these two functions."""
+    position = self.data.qpos[self._exclude_current_positions_from_observation :]
+    return np.concatenate((position, np.minimum(np.maximum(self.data.qvel, -10), 10)))
+
+# installation
+def replacements() -> dict:
+    """(class, name) -> what stands there while this file is installed."""
+    hopper = safety_hopper_velocity_v0.SafetyHopperVelocityEnv
+    walker = safety_walker2d_velocity_v0.SafetyWalker2dVelocityEnv
+    cheetah = safety_half_cheetah_velocity_v0.SafetyHalfCheetahVelocityEnv
+    swimmer = safety_swimmer_velocity_v0.SafetySwimmerVelocityEnv
+    humanoid = safety_humanoid_velocity_v0.SafetyHumanoidVelocityEnv
+    ant = safety_ant_velocity_v0.SafetyAntVelocityEnv
+    new = {(Builder, "reset"): reset, (Builder, "step"): step,
+           (RandomGenerator, "sample_layout"): sample_layout,
+           (RandomGenerator, "sample_goal_position"): sample_goal_position,
+           (hopper, "is_healthy"): property(hopper_is_healthy), (ant, "is_healthy"): property(ant_is_healthy)}
+    for owner in (hopper, walker, cheetah, swimmer, ant, humanoid):
+        new[owner, "do_simulation"] = do_simulation
+    for owner in (hopper, walker, cheetah, swimmer, ant):
+        new[owner, "control_cost"] = control_cost
+        new[owner, "_get_obs"] = clipped_obs if owner in (hopper, walker) else unclipped_obs
+    for owner in (hopper, walker, ant, humanoid):
+        new[owner, "healthy_reward"] = property(healthy_reward)
+    return new
+
+def exact() -> bool:
+    """Whether numpy, on this machine, computes many numbers together to the same bits as one by one."""
+    rng, same, circle = np.random.default_rng(0), True, np.pi * 2
+    for n in (1, 2, 3, 5, 9, 12, 17, 31):
+        vectors, matrix = rng.standard_normal((n, 3)), rng.standard_normal((3, 3))
+        ego = np.matmul(vectors[:, None, :], matrix)[:, 0, :2].copy()
+        same &= all((np.matmul(v, matrix)[:2] == e).all() for v, e in zip(vectors, ego))
+        points = [complex(*e) for e in ego]
+        same &= np.abs(ego.view(complex)[:, 0]).tolist() == [np.abs(z) for z in points]
+        same &= (np.arctan2(ego[:, 1], ego[:, 0]) % circle).tolist() == [np.angle(z) % circle for z in points]
+        same &= [length(v) for v in vectors] == [np.sqrt(np.sum(np.square(v))) for v in vectors]
+        angles = vectors[:, 0].copy()
+        same &= all(f(angles).tolist() == [f(angle) for angle in angles.tolist()] for f in (np.sin, np.cos))
+    one, other = np.random.RandomState(0), np.random.RandomState(0)
+    for low, high in rng.standard_normal((99, 2)).tolist():
+        same &= one.uniform(low, high) == low + (high - low) * other.random_sample()
+        same &= one.binomial(10, 1.0) == 10 and other.random_sample() >= 0
+    return bool(same)
+
+def install() -> None:
+    """Puts the functions of this file in their places; a second time is as good as once."""
+    if ORIGINAL:
+        return
+    if not exact():
+        warnings.warn("fast_safety_gymnasium is not installed: numpy on this machine rounds arrays otherwise "
+                      "than single numbers, so results would differ in their last bits.", stacklevel=2)
+        return
+    for (owner, name), function in replacements().items():
+        ORIGINAL[owner, name] = owner.__dict__.get(name)
+        setattr(owner, name, function)
+
+def uninstall() -> None:
+    """Puts everything back. Environments that are in an episode go on with the original code."""
+    for (owner, name), function in ORIGINAL.items():
+        if function is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, function)
+    ORIGINAL.clear()
+
+install()
