@@ -3,8 +3,8 @@
 Episodes are run twice, each time in a fresh process: by the package untouched, as it is installed, textures
 and all, and with the file. Compared are hashes of every number that comes out, with its type, and of the
 state of the simulation and of the random generator after each episode. `python test_fast.py sweep [TASK ...]`
-does so for the tasks named, or all, and prints a line for each; `quick-sweep` has half the episodes, and drops
-the textures of the untouched package, too, which is most of its time.
+does so for the tasks named, or all, and prints a line for each; `quick-sweep` has half the episodes, and
+drops the textures of the untouched package, too, which is most of its time.
 """
 
 import dataclasses, hashlib, json, os, subprocess, sys, unittest.mock, warnings
