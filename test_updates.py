@@ -62,13 +62,13 @@ RECORDS = {}  # statement -> (worst figure, "<=" or ">=", bound)
 
 with warnings.catch_warnings():  # without a configuration file, plain pytest does not know the mark
     warnings.simplefilter("ignore")
-    SLOW = pytest.mark.slow
+    SLOW = [pytest.mark.slow, pytest.mark.skipif("'slow' not in config.option.markexpr",
+                                                 reason="slow: run with -m slow")]
 
 
 def slow(test):
     """Skip unless `-m` mentions slow."""
-    unless = pytest.mark.skipif("'slow' not in config.option.markexpr", reason="slow: run with -m slow")
-    return SLOW(unless(test))
+    return SLOW[0](SLOW[1](test))
 
 
 def check(statement: str, worst: float, at_most: float | None = None, at_least: float | None = None) -> None:
@@ -1718,8 +1718,11 @@ def random_world(rng) -> TabularCMDP:
     return TabularCMDP(P, *rng.random((2, S, A)), gamma, rng.dirichlet(np.ones(S)), np.inf)
 
 
+sweep = pytest.mark.parametrize("n", [1000, pytest.param(10_000, marks=SLOW)])
+
+
 @functools.cache
-def exclusion_steps(n: int = 1500) -> list:
+def exclusion_steps(n: int) -> list:
     """(world, old, new, unsafe, multiplier, whether Eq. 8 is feasible, step): random CMDPs and policies; the
     exact step for delta_1 = delta_2 = .01, whose largest fraction with KL <= .01 and an exclusion that rises
     by .01, if feasible, is taken."""
@@ -1799,13 +1802,13 @@ def test_theorem_1_ii_needs_the_exact_dual():
             feasible += 1
             change = vectors[2] @ step / 0.01
             met, equal = min(met, change), max(equal, abs(change - 1) if info["lambda_2"] else 0.0)
-            risen = strpo.fixed_step(*vectors, 0.01, 0.01, 0.01, ascents=10_000)[0]
+            risen = strpo.fixed_step(*vectors, 0.01, 0.01, 1.0, ascents=100)[0]
             ascent = min(ascent, vectors[2] @ risen / 0.01)
             for lambda_2 in missed:
                 missed[lambda_2] += vectors[2] @ strpo.fixed_step(*vectors, 0.01, 0.01, lambda_2)[0] < 0.01
     check("sTRPO, exact dual: phi.s where feasible [delta_2]", met, at_least=1 - 1e-9)
     check("  |phi.s - delta_2| where lambda_2 > 0 [delta_2]", equal, at_most=1e-9)
-    check("  dual ascent: phi.s where feasible [delta_2]", ascent, at_least=0.999)
+    check("  dual ascent: phi.s where feasible [delta_2]", ascent, at_least=0.99)
     for lambda_2, count in missed.items():
         check(f"  control: fixed lambda_2 = {lambda_2:g} misses it (share)", count / feasible, at_least=0.05)
 
@@ -1826,7 +1829,7 @@ def kkt_errors(F, vectors, delta: float, demand: float, step, info, scales) -> t
     return *beyond, math.sqrt(residual @ np.linalg.solve(F, residual) / (g @ x)), (bound - g @ step) / best_g
 
 
-@settings(max_examples=600, deadline=None, derandomize=True, database=None)
+@settings(max_examples=400, deadline=None, derandomize=True, database=None)
 @given(problems(), st.floats(-1.5, 1.5), st.sampled_from([1e-4, 0.01, 0.5]))
 def test_exclusion_step_solves_its_problem_in_every_metric_and_scale(problem, f, delta):
     """KKT conditions and duality gap of Eq. 8, delta_2 = f times the best change; gradients from 1e-300 to
@@ -1911,13 +1914,14 @@ def test_every_degenerate_row_of_the_exclusion_step_is_finite():
                 update(*vectors, 0.01, 0.01)
 
 
-def test_realised_exclusion_rises_with_the_linear_one():
+@sweep
+def test_realised_exclusion_rises_with_the_linear_one(n):
     """By Pythagoras the linear model is conservative: E_d KL(u || new) rises by phi.s at least, and so every
-    step of 1,500 that is feasible is taken, if not whole. But (C6 b) with other weights than d it can fall,
+    step that is feasible is taken, if not whole. But (C6 b) with other weights than d it can fall,
     though phi.s >= delta_2: over the unsafe policy's states, and over those of the new policy. With phi of
     the unsafe policy's states the first rises by delta_2 at least."""
     taken, rise, falls, reweighted, fixed = 1.0, np.inf, 0, 0, np.inf
-    for world, old, new, unsafe, multiplier, feasible, fraction in exclusion_steps():
+    for world, old, new, unsafe, multiplier, feasible, fraction in exclusion_steps(n):
         if feasible:
             d, d_new, d_u = (world.state_occupancy(theta) for theta in (old, new, unsafe))
             taken = min(taken, fraction)
@@ -2036,10 +2040,11 @@ def shift_of_states(gamma: float, delta: float, eps: float) -> float:
     return math.sqrt(2 * delta) * gamma * eps / (1 - gamma) ** 2
 
 
-def test_theorem_2_fails_as_printed_and_holds_with_the_surrogate():
+@sweep
+def test_theorem_2_fails_as_printed_and_holds_with_the_surrogate(n):
     """C3. Printed: J rises by -sqrt(2 delta) gamma eps / (1 - gamma)^2 at least. Bandit, uniform policy, r =
     (1, 0, 0), unsafe (.98, .01, .01), delta_1 = delta_2 = .01: the step must lower J by more: s = 0 is not
-    feasible. Corrected: plus L / (1 - gamma), L the surrogate, with the realised KL for delta; 1,500 CMDPs.
+    feasible. Corrected: plus L / (1 - gamma), L the surrogate, with the realised KL for delta; random CMDPs.
     Control: without the second term."""
     world, old, unsafe = bandit((1, 0, 0)), np.zeros((1, 3)), np.log([[0.98, 0.01, 0.01]])
     step, _ = strpo.exclusion_step(*exclusion_vectors(world, old, unsafe), 0.01, 0.01)
@@ -2049,18 +2054,19 @@ def test_theorem_2_fails_as_printed_and_holds_with_the_surrogate():
           max(abs(rise + 0.00686), abs(printed + 0.00097)), at_most=5e-6)
     check("erratum C3: below the printed bound by", printed - rise, at_least=0.005)
     slack, control, failed = np.inf, np.inf, 0
-    for world, old, new, *_ in exclusion_steps():
+    for world, old, new, *_ in exclusion_steps(n):
         rise, L, eps = gains(world, old, new, world.r)
         bound = shift_of_states(world.gamma, world.kl(old, new), eps)
         slack = min(slack, rise - L / (1 - world.gamma) + bound)
         control = min(control, rise - L / (1 - world.gamma))
         failed += rise < -shift_of_states(world.gamma, 0.01, eps) - 1e-10
-    check("erratum C3: random CMDPs where the printed bound fails (of 1,500)", failed, at_least=5)
+    check("erratum C3: random CMDPs where the printed bound fails", failed, at_least=5)
     check("Theorem 2, corrected: least slack", slack, at_least=-1e-10)
     check("  control: Theorem 2 without the change of states", -control, at_least=1e-3)
 
 
-def test_theorem_3_fails_as_printed_and_holds_with_the_surrogate():
+@sweep
+def test_theorem_3_fails_as_printed_and_holds_with_the_surrogate(n):
     """C4. Printed: J_c rises by 2 sqrt(2 delta) gamma eps / (1 - gamma)^2 at most, eps of A_{new}, whose mean
     under new is 0, or, meant, of A_{old}. Bandit, uniform, r = (0, 1, 0), c = (1, .9, 0), lambda = 0, d =
     J_c(old), unsafe as before, 98% of the step: fails with either. Corrected: plus
@@ -2075,7 +2081,7 @@ def test_theorem_3_fails_as_printed_and_holds_with_the_surrogate():
           np.abs(np.subtract(measured, (0.0099, 1.09, 0.0546, 0.0154)) / (1e-4, 1e-2, 1e-4, 1e-4)).max(), 1)
     check("erratum C4: above the printed bound by", rise - printed, at_least=0.03)
     slack, control, failed, own = np.inf, np.inf, 0, 0.0
-    for world, old, new, unsafe, multiplier, *_ in exclusion_steps():
+    for world, old, new, unsafe, multiplier, *_ in exclusion_steps(n):
         rise, L, eps = gains(world, old, new, world.c)
         bound, moved = shift_of_states(world.gamma, world.kl(old, new), eps), world.kl(old, new) <= 0.01
         slack = min(slack, L / (1 - world.gamma) + bound - rise)
@@ -2090,7 +2096,8 @@ def test_theorem_3_fails_as_printed_and_holds_with_the_surrogate():
     check("  control: Theorem 3 without the change of states", -control, at_least=1e-3)
 
 
-def test_joint_advantage_lemma_fails_as_printed_and_holds_corrected():
+@sweep
+def test_joint_advantage_lemma_fails_as_printed_and_holds_corrected(n):
     """C5. Printed: J_lambda rises by L - 4 gamma (eps_base + eps_est) sqrt(2 delta) / (1 - gamma)^2 at least.
     Two arms, r = (.01, 0), lambda = 0, delta = 5e-5: fails. Corrected, twice: (L - eps_est) / (1 - gamma) and
     the shift of states with eps_base; or, without eps_est, for lambda_eff = lambda sigma_r / sigma_c, sigma_r
@@ -2119,9 +2126,9 @@ def test_joint_advantage_lemma_fails_as_printed_and_holds_corrected():
     check("erratum C5: |rise and printed bound - golden|", max(
         abs(rise - 1e-4) / 5e-6, abs(rise - printed - 0.0092) / 5e-5), at_most=1)
     slacks = [sides(world, old, new, multiplier, 0.01) for world, old, new, _, multiplier, *_ in
-              exclusion_steps()]
+              exclusion_steps(n)]
     printed, corrected, exact, control = np.transpose(slacks)
-    check("erratum C5: random CMDPs where the printed bound fails (of 1,500)",
+    check("erratum C5: random CMDPs where the printed bound fails",
           sum(printed < -1e-10), at_least=50)
     check("joint advantage, corrected with eps_est: least slack", corrected.min(), at_least=-1e-10)
     check("joint advantage, exact in lambda_eff: least slack", exact.min(), at_least=-1e-10)
@@ -2301,6 +2308,9 @@ def test_exact_runs_on_the_grid():
         check(f"grid, strong PID, lambda_2 = {lambda_2:g}: |J_r at the end - {reward}|",
               abs(path[-50:, 0].mean() - reward), at_most=bound)
     check("grid, lambda_2 = 1: cost at the end", path[-1, 1], at_most=1e-4)
+    defaults = strpo.Config().pid_p, strpo.Config().pid_i, strpo.Config().pid_d
+    check("default gains, per cost of a step, for episodes of 1,000 steps, over the strong ones",
+          min(1000 * np.divide(defaults, strong)), at_least=1)
 
 
 # -------------------------------------------------------------- sTRPO: update and estimators, sampled (C2, E)
