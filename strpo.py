@@ -65,17 +65,18 @@ def option(default, text: str, rule: str = "True"):
 
 PRESETS = {"none": {}, "paper": {"dual": "fixed", "estimator": "weights", "reverse": 1}}
 
-def unsafe_run(path: str) -> str:
-    """The type of --unsafe: the folder of a run of --stage unsafe."""
-    if given_config(path).get("stage") != "unsafe":
-        raise Failure(f"--unsafe {path} is not the folder of a run of --stage unsafe.")
-    return path
-
 def given_config(path: str) -> dict:
+    """What config.json in this folder says; nothing, if it is none of ours."""
     try:
         return json.loads(Path(path, "config.json").read_text())["config"]
     except (OSError, ValueError, LookupError, TypeError):
         return {}
+
+def unsafe_run(path: str) -> str:
+    """The type of --unsafe: the folder of a run of --stage unsafe, at the time it is given."""
+    if given_config(path).get("stage") != "unsafe":
+        raise Failure(f"--unsafe {path} is not the folder of a run of --stage unsafe.")
+    return path
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -458,19 +459,19 @@ def update_policy(config: Config, policy: Policy, theta: Vector, observations: n
                   fixed_step(*vectors, config.lambda_2, 100 if config.dual == "ascent" else 0))
     if config.reverse and not info["feasible"]:
         step = -step  # Eq. 10
+    old, gain, change = distributions(policy, theta, observations), float(gradient @ step), float(away @ step)
     # held to the demand if met to first order, and no step to more than it promises
-    gain, change = float(gradient @ step), float(away @ step)
     least_change = demand if change >= demand - 1e-9 * abs(demand) else min(0.0, change)
-    old, least_gain = distributions(policy, theta, observations), min(0.0, gain)
+    info |= {"surrogate_change": gain, "exclusion_change": change}
 
     def judge(theta):
         new = distributions(policy, theta, observations)
         ratios = (log_probabilities(policy, new, actions) - old_log_probs).astype(float)
-        kl, gain = float(mean_kl(policy, old, new)), float(np.mean(np.expm1(ratios) * advantages))
-        change = float(exclusion(theta)) - before if exclusion else 0.0
-        failed = "kl" if not kl <= config.delta_1 else "exclusion" if not change >= least_change else ""
-        return failed or ("" if gain >= least_gain else "surrogate"), {
-            "realised_kl": kl, "realised_exclusion": change, "surrogate": gain}
+        kl, surrogate = float(mean_kl(policy, old, new)), float(np.mean(np.expm1(ratios) * advantages))
+        rise = float(exclusion(theta)) - before if exclusion else 0.0
+        failed = "kl" if not kl <= config.delta_1 else "exclusion" if not rise >= least_change else ""
+        return failed or ("" if surrogate >= min(0.0, gain) else "surrogate"), {
+            "realised_kl": kl, "realised_exclusion": rise, "surrogate": surrogate}
 
     theta, found = line_search(judge, theta, step)
     return theta, info | found | {"exclusion": before + found["realised_exclusion"], "residual": residual,

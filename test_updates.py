@@ -2440,6 +2440,13 @@ def test_line_search_names_what_stopped_it():
     assert none["stopped_by"] == "exclusion" and none["fraction"] == 0
     seen = {update(replace(config, delta_1=delta))[1]["stopped_by"] for delta in (0.01, 0.1, 1.0, 10, 100)}
     assert {"kl", "surrogate"} <= seen, seen
+    config, changes = replace(config, delta_2=10.0), []  # infeasible: forward, and Eq. 10
+    for reverse in (0, 1):
+        new, info = update(replace(config, reverse=reverse), exclusion=lambda new: g @ (new - theta))
+        assert not info["feasible"] and info["fraction"] > 0
+        changes.append((info["exclusion_change"], g @ (new - theta) / info["fraction"]))
+    (forward, taken), (backward, other) = changes
+    assert forward > 0 and np.allclose([taken, -other, -backward], forward)
 
 
 # ------------------------------------------------------------------------- three scripts with the same words
