@@ -317,8 +317,8 @@ def fit_critic(critic: Vector, sizes: tuple[int, ...], inputs: np.ndarray, targe
 def safety_gymnasium(textures: bool):
     """safety-gymnasium 1.0.0, for Python 3.11 too; without textures, resets decode no PNG files (1 s)."""
     import mujoco
-    if importlib.util.find_spec(fast := "fast_safety_gymnasium"):  # beside this file: the same bits, sooner
-        importlib.import_module(fast)
+    if not textures and importlib.util.find_spec(fast := "fast_safety_gymnasium"):
+        importlib.import_module(fast)  # it lies beside this file: the same bits, sooner
     dataclass, compile_model = dataclasses.dataclass, mujoco.MjModel.from_xml_string
     def dataclass_with_arrays(cls):
         for name, value in list(vars(cls).items()):
