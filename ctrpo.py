@@ -24,7 +24,7 @@ J_c >= b, recovery takes the best cost step, until J_c < h b.
 
 Differs from the paper in
  1. Units are one: J_c, b, m, a, g_c are undiscounted costs per episode. The official release sets a
-    discounted `a` against undiscounted J_c and b, and averages KL over actions: `--official-units`.
+    discounted `a` against undiscounted J_c and b, and averages KL over actions: `--official-units 1`.
  2. (4) comes from two solves with F (Sherman-Morrison), not from one with H.
  3. Default barrier -log x: it is infinite at the boundary, where x log x is finite and lets iterates jam.
  4. 5 iterations of conjugate gradients filter noise; the damping is 1e-4, not 0.1.
@@ -74,7 +74,7 @@ class Config:
     """The options of a run: default, symbol and meaning [unit], range. The command line is made of it."""
     task: str = option("SafetyHopperVelocity-v1", "EnvId or package.module:EnvId, as Gymnasium names them")
     experiment: str = option("default", "results go to runs/EXPERIMENT/TASK/ALGORITHM/seed-SEED")
-    preset: str = option("none", "a set of defaults", f"x in {tuple(PRESETS)}")
+    preset: str = option("none", "a set of defaults, see PRESETS", f"x in {tuple(PRESETS)}")
     seed: int = option(0, "all that is random follows from it; episode i is keyed by (seed, i)", "x >= 0")
     total_steps: int = option(1_000_000, "length of the training [environment steps]", "x >= 1")
     batch_steps: int = option(10_000, "an epoch ends with the episode that reaches it [steps]", "x >= 1")
@@ -170,7 +170,7 @@ def conjugate_gradients(product: Callable, b: Vector, iterations: int) -> tuple[
 
 def line_search(judge: Callable, theta: Vector, step: Vector, shrink: float = 0.8, trials: int = 60):
     """The largest fraction shrink^k of a step to pass `judge`: theta -> (what failed or "", measured). Gives
-    the parameters (the old ones if none passes), what was measured, trials, fraction, what stopped it."""
+    the parameters, the old ones if none passes, and measured, with stopped_by: what the larger one failed."""
     stopped_by = "nothing"
     for trial, fraction in enumerate([*shrink ** np.arange(trials), 0.0]):
         failed, measured = judge(theta + fraction * step)
@@ -382,7 +382,7 @@ def make_executor(config: Config):
     return client.get_executor()
 
 def collect(executor, config: Config, actor: Actor, first: int, length: float, size: int, deaths: int = 0):
-    """The shortest run of episodes first, first + 1, ... that has `size` steps; `length`: a first guess."""
+    """Episodes first, first + 1, ... until they have `size` steps, about `length` each. A death: all anew."""
     episodes, pending, steps, planned = [], [], 0, first
     run = functools.partial(run_episode, config.task, config.seed, actor=actor)
     try:

@@ -208,7 +208,7 @@ def conjugate_gradients(product: Callable, b: Vector, iterations: int) -> tuple[
 
 def line_search(judge: Callable, theta: Vector, step: Vector, shrink: float = 0.8, trials: int = 60):
     """The largest fraction shrink^k of a step to pass `judge`: theta -> (what failed or "", measured). Gives
-    the parameters (the old ones if none passes), what was measured, trials, fraction, what stopped it."""
+    the parameters, the old ones if none passes, and measured, with stopped_by: what the larger one failed."""
     stopped_by = "nothing"
     for trial, fraction in enumerate([*shrink ** np.arange(trials), 0.0]):
         failed, measured = judge(theta + fraction * step)
@@ -420,7 +420,7 @@ def make_executor(config: Config):
     return client.get_executor()
 
 def collect(executor, config: Config, actor: Actor, first: int, length: float, size: int, deaths: int = 0):
-    """The shortest run of episodes first, first + 1, ... that has `size` steps; `length`: a first guess."""
+    """Episodes first, first + 1, ... until they have `size` steps, about `length` each. A death: all anew."""
     episodes, pending, steps, planned = [], [], 0, first
     run = functools.partial(run_episode, config.task, config.seed, actor=actor)
     try:
