@@ -6,7 +6,7 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""Measures sampling, the update and memory side by side: `uv run experiments/speed.py` (Linux, 25 minutes).
+"""Measures sampling, the update and memory side by side: `uv run experiments/speed.py` (Linux, 40 minutes).
 
 Every measurement has a process of its own and a warm-up, and takes turns with its competitors. Rates and
 times are medians over repetitions, ratios the medians of the ratios within each repetition. The table goes
@@ -18,6 +18,13 @@ sampling: environment steps a second, resets included
     async     as shipped: safety_gymnasium.vector.make, a SafetyAsyncVectorEnv with 10 environments
     physics   mj_step times frame skip in one process, no resets: what one process could do at best
   A fresh policy acts like N(0, 0.6^2), clipped to [-1, 1]; the others are given such actions for nothing.
+
+environment: steps per second of CPU, one environment in one process, whole episodes, resets included
+    shipped   Safety Gymnasium 1.0.0 as it comes
+    dropped   its textures dropped where nothing is rendered, which a line of regular expression does
+    file      with fast_safety_gymnasium.py
+  in mj_step: the share of `file` that is spent in MuJoCo's own simulation steps, measured inside; no way of
+  running the same episodes can be faster than 1 / share. The file's other calls of MuJoCo are not in it.
 
 update: seconds for 20,000 x 60 observations, 2 actions, 64x64 units, 15 Fisher products for each of two
   directions, and a line search, all with 1 thread as sbtrpo.py has it, and with 2
@@ -36,6 +43,7 @@ memory: MiB of sbtrpo.py with 2 workers, 4 epochs of the default task, all its p
 """
 
 import argparse, csv, functools, json, math, multiprocessing, os, platform, subprocess, sys, tempfile, time
+import unittest.mock
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata, util
 from pathlib import Path
@@ -72,9 +80,8 @@ def ratios(over: list, under: list) -> list:
 
 # sampling
 def longest(task: str) -> int:
-    """Steps of an episode that is not terminated before."""
+    """Steps of an episode that is not terminated before; Safety Gymnasium has been imported."""
     import gymnasium
-    sbtrpo.safety_gymnasium(textures=True)
     return gymnasium.spec(task).max_episode_steps
 
 
@@ -83,8 +90,9 @@ def like_ours(n: int, space) -> np.ndarray:
 
 
 def sample_ours(task: str, steps: int) -> float:
-    config, limit = sbtrpo.Config(task=task, workers=2), longest(task)
+    config = sbtrpo.Config(task=task, workers=2)
     executor, actor = sbtrpo.make_executor(config), sbtrpo.make_actor(sbtrpo.initial_state(config))
+    limit = longest(task)
     executor, warm_up = sbtrpo.collect(executor, config, actor, 0, limit, 2 * limit)
     length = np.mean([len(episode.rewards) for episode in warm_up])
     started = time.perf_counter()
@@ -94,18 +102,31 @@ def sample_ours(task: str, steps: int) -> float:
     return sum(len(episode.rewards) for episode in episodes) / elapsed
 
 
-def sample_single(task: str, steps: int) -> float:
-    env, done = sbtrpo.safety_gymnasium(textures=True).make(task), 0
+def sample_single(task: str, steps: int, textures: bool = True, file: bool = False) -> tuple:
+    """Steps a second, steps a second of CPU, and the share of CPU in mj_step."""
+    import mujoco
+    with unittest.mock.patch.object(util, "find_spec", util.find_spec if file else lambda name: None):
+        env, done, physics = sbtrpo.safety_gymnasium(textures).make(task), 0, 0.0
+    simulate = mujoco.mj_step
+
+    def timed(*arguments, **options):
+        nonlocal physics
+        before = time.perf_counter()
+        simulate(*arguments, **options)
+        physics += time.perf_counter() - before
+
+    mujoco.mj_step = timed
     actions = like_ours(steps + longest(task), env.action_space)
     env.reset(seed=0)
-    started = time.perf_counter()
+    physics, started, started_cpu = 0.0, time.perf_counter(), time.process_time()
     while done < steps:
         env.reset()
         ended = truncated = False
         while not (ended or truncated):
             *_, ended, truncated, _ = env.step(actions[done])
             done += 1
-    return done / (time.perf_counter() - started)
+    elapsed = time.perf_counter() - started
+    return done / elapsed, done / (time.process_time() - started_cpu), physics / elapsed
 
 
 def sample_async(task: str, steps: int, copies: int = 10) -> float:
@@ -139,6 +160,27 @@ def sample_physics(task: str, steps: int) -> float:
 SAMPLERS = sample_ours, sample_single, sample_async, sample_physics
 
 
+ENVIRONMENTS = {"shipped": (True, False), "dropped": (False, False), "file": (False, True)}  # textures, file
+
+
+def measure_environment(tasks: list[str], repeats: int, quick: bool) -> dict:
+    results = {}
+    for task in tasks:
+        steps = (2_000 if quick else 5_000) * (4 if "Velocity" in task else 1)
+        runs = {name: [] for name in ENVIRONMENTS}
+        for _ in range(repeats):
+            for name, options in ENVIRONMENTS.items():
+                runs[name].append(alone(sample_single, task, steps, *options))
+        rates = {name: [rate for _, rate, _ in values] for name, values in runs.items()}
+        over = {name: ratios(rates["file"], rates[name]) for name in ("shipped", "dropped")}
+        share = median(share for *_, share in runs["file"])
+        results[task] = {"steps_per_cpu_second": rates, "file_over": over, "in_mj_step": share}
+        medians = "".join(f"{median(values):10,.0f}" for values in rates.values())
+        quotients = "".join(f"  {ratio:5.2f} ({low:.2f}-{high:.2f})" for ratio, low, high in over.values())
+        print(f"{task:26}{medians}{quotients}  in mj_step {share:.0%}", flush=True)
+    return results
+
+
 def measure_sampling(tasks: list[str], repeats: int, quick: bool) -> dict:
     results = {}
     for task in tasks:
@@ -147,7 +189,8 @@ def measure_sampling(tasks: list[str], repeats: int, quick: bool) -> dict:
         for _ in range(repeats):
             for sampler in SAMPLERS:
                 several = 4 * steps if sampler is sample_ours else steps  # about as long as the others take
-                rates[sampler.__name__[7:]].append(alone(sampler, task, several))
+                rate = alone(sampler, task, several)
+                rates[sampler.__name__[7:]].append(rate[0] if sampler is sample_single else rate)
         against = {name: ratios(rates["ours"], rates[name]) for name in ("single", "async", "physics")}
         results[task] = {"steps_per_second": rates, "ours_over": against, "bar_async": BARS[task]}
         medians = "".join(f"{median(values):10,.0f}" for values in rates.values())
@@ -351,7 +394,8 @@ def machine() -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=("sampling", "update", "epoch", "memory"), help="just this")
+    parts = "sampling", "environment", "update", "epoch", "memory"
+    parser.add_argument("--only", choices=parts, help="just this")
     parser.add_argument("--tasks", nargs="+", choices=BARS, default=list(BARS), metavar="TASK",
                         help="to sample: " + ", ".join(BARS))
     parser.add_argument("--repeats", type=int, default=5, help="of every measurement (default 5)")
@@ -370,6 +414,10 @@ def main(argv: list[str] | None = None) -> None:
         print("steps a second".ljust(26) + "".join(f"{sampler.__name__[7:]:>10}" for sampler in SAMPLERS)
               + "  ours over single, async, physics (range)")
         results["sampling"] = measure_sampling(options.tasks, repeats, options.quick)
+    if options.only in (None, "environment"):
+        print("steps a CPU second".ljust(26) + "".join(f"{name:>10}" for name in ENVIRONMENTS)
+              + "  file over shipped, dropped (range)")
+        results["environment"] = measure_environment(options.tasks, repeats, options.quick)
     if options.only in (None, "update"):
         print("update: seconds, times ours with 1 thread (range)")
         results["update"] = measure_update(repeats, options.quick)
