@@ -2750,6 +2750,21 @@ def test_a_broken_simulator_loses_no_epoch(tmp_path):
     assert "workers died" in ended["host"][0]
 
 
+def test_a_dask_worker_that_always_dies_is_one_sentence(tmp_path):
+    """Dask gives up after four deaths of workers that run the same episodes: one sentence, as without it."""
+    for name, text in (("broken_env", BROKEN), ("cluster", CLUSTER)):
+        (tmp_path / f"{name}.py").write_text(text)
+    cluster = subprocess.Popen([sys.executable, "cluster.py"], cwd=tmp_path, text=True, stderr=-3,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               env={**os.environ, "BROKEN": "host", "PYTHONPATH": str(tmp_path)})
+    try:
+        address = cluster.stdout.readline().strip()
+        *_, sentence, hint = finish(start(tmp_path, *BREAKABLE, "--scheduler", address), 1)
+        assert "workers died four times" in sentence and "--resume" in hint
+    finally:
+        cluster.communicate("", timeout=30)
+
+
 def test_a_full_disk_loses_no_epoch(reference, tmp_path):
     """Files cannot grow beyond a checkpoint of the middle of the run: one sentence, the one before loads, and
     with space again the run ends as if nothing had happened."""
