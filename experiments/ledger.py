@@ -15,8 +15,8 @@ HEAD = ["row", "paper and number", "statement", "tried on", "verdict", "cases", 
 
 
 def number(value: float) -> str:
-    """Two digits, and a minus sign as in print."""
-    return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
+    """Three digits, and a minus sign as in print."""
+    return f"{value:.3g}".replace("e-0", "e-").replace("-", "−")
 
 
 def table(ledger: list[dict]) -> str:
