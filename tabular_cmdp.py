@@ -20,6 +20,7 @@ theta    theta      (S, A)     logits of the policy pi(.|s) = softmax(theta[s])
 d        d          (S,)       discounted state occupancy
 rho      occupancy  (S, A)     discounted state-action occupancy d(s) pi(a|s)
 """
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -183,6 +184,51 @@ class TabularCMDP:
         pi = np.where(d > 0, rho / np.where(d > 0, d, 1), 1 / A)
         dual = -result.ineqlin.marginals[0] if budget else 0.0
         return Optimum(float(-result.fun), float(np.sum(rho * self.c)), float(dual), rho, pi)
+
+
+# --- the steps of TRPO and CPO, for comparison only ---
+
+
+def trpo_step(g_r: Array, x_r: Array, g_c: Array, x_c: Array, delta: float) -> tuple[Array, dict]:
+    """argmax g_r.s subject to s.F s / 2 <= delta [nats]: s = sqrt(2 delta / g_r.x_r) x_r, and 0 if g_r = 0.
+
+    From gradients g and natural directions x = F^+ g, flat; the cost is not looked at. TRPO (Schulman et al.,
+    arXiv 1502.05477), appendix C. Returns the step and its first-order changes.
+    """
+    q = float(g_r @ x_r)
+    step = math.sqrt(2 * delta / q) * x_r if q > 0 else np.zeros_like(x_r)
+    return step, {"reward_change": float(g_r @ step), "cost_change": float(g_c @ step)}
+
+
+def cpo_step(g_r: Array, x_r: Array, g_c: Array, x_c: Array, delta: float,
+             excess: float) -> tuple[Array, dict]:
+    """argmax g_r.s subject to excess + g_c.s <= 0 and s.F s / 2 <= delta [nats], by its dual in closed form:
+
+        s  = (x_r - nu x_c) / lambda,      lambda = sqrt((q - p^2 / t) / (2 delta - excess^2 / t)),
+        nu = (lambda excess + p) / t,      q = g_r.x_r,   p = g_r.x_c,   t = g_c.x_c
+
+    where TRPO's step breaks the budget; else TRPO's step, nu = 0. Where no step meets it, excess > sqrt(2
+    delta t), CPO recovers by the best cost step, -sqrt(2 delta / t) x_c, whatever the reward. Where g_c = 0,
+    which the paper leaves open, it is TRPO's step. `excess` = J_c - b, in the unit of g_c. CPO (Achiam et
+    al., arXiv 1705.10528), section 6. Returns the step and a dict: nu, infinite in recovery, whether the
+    problem is feasible, first-order changes.
+    """
+    q, p, t = float(g_r @ x_r), float(g_r @ x_c), float(g_c @ x_c)
+    step, changes = trpo_step(g_r, x_r, g_c, x_c, delta)
+    nu, feasible = 0.0, excess + changes["cost_change"] <= 0
+    if not feasible and t > 0:
+        feasible = excess**2 < 2 * delta * t  # the negative root is out of the question: TRPO's step would do
+        across = x_r - p / t * x_c  # what of the reward step leaves the cost alone
+        rest = float(g_r @ across)  # q - p^2 / t, 0 if the gradients are parallel
+        if not feasible:
+            step, nu = -math.sqrt(2 * delta / t) * x_c, math.inf
+        elif rest > 1e-12 * q:
+            length = math.sqrt((2 * delta - excess**2 / t) / rest)  # 1 / lambda
+            step, nu = length * across - excess / t * x_c, (excess / length + p) / t
+        else:
+            step, nu = -excess / t * x_c, p / t
+    changes = {"reward_change": float(g_r @ step), "cost_change": float(g_c @ step)}
+    return step, {"nu": nu, "feasible": bool(feasible)} | changes
 
 
 # --- the worlds ---
