@@ -20,15 +20,16 @@ where there are several; or LABEL=FOLDER gives one. What a run has not logged is
 
 Lines and numbers are interquartile means over seeds, the mean of what is left after a quarter of the seeds,
 rounded down, is cut off at either end: with 3 seeds nothing is. Bands and [brackets] are 95% percentile
-intervals of the stratified bootstrap: seeds are drawn again, within each task. They are those of Agarwal et
-al. (2021), Deep Reinforcement Learning at the Edge of the Statistical Precipice, and of their library
-rliable, with which the tests compare. From 3 or 5 seeds such intervals are too narrow; of one there is none.
+intervals of the stratified bootstrap: seeds are drawn again, within each task; where there are more than 6
+labels, pictures show none. Both are those of Agarwal et al. (2021), Deep Reinforcement Learning at the Edge
+of the Statistical Precipice, and of their library rliable, with which the tests compare. From 3 or 5 seeds
+such intervals are too narrow; of one there is none.
 
 Final numbers are means over the epochs of the last tenth of the steps that all seeds of a label have come to
 (or of --steps). The cost regret is the integral of max(0, cost - limit) over the steps, by epochs, in cost
 per episode times million steps, for the limit in the runs' config.json, or --cost-limit. It is not the
-column of that name: of SafePO's, the release's is a mean, ours a sum over epochs. Nor are costs quite the
-same: theirs are running means over 50 episodes, which exceed a limit less often than means of an epoch.
+column of that name, which is a running mean in the release and a sum over epochs in ours. Nor are costs quite
+the same: theirs are running means over 50 episodes, ours means over the episodes of an epoch.
 
 Scores over several tasks are normalised for each: a return is 0 for the lowest and 1 for the highest final
 one of all runs, or is divided by the interquartile mean of the label --reference; a cost, by its limit.
@@ -50,6 +51,7 @@ COLUMNS = {"return": "Metrics/EpRet", "cost": "Metrics/EpCost", "length": "Metri
 METRICS = "return", "cost", "safety probability", "safe reward", "cost regret"
 MARKERS, LINES = "os^DvPX<>*", ("-", "--", ":", "-.")
 GREY = "#444444"
+MOST_BANDS = 6  # with more labels, only their lines are drawn
 
 
 class Run(NamedTuple):
@@ -256,7 +258,8 @@ def curves(path: Path, task: str, groups: dict, style: dict, limit: float | None
             values = np.array([smooth(run.steps, run.columns[metric], at, w) for run in runs])
             line = {name: style[label][name] for name in ("color", "linestyle")}
             axis.plot(at, iqm(values, axis=0), label=named(label, len(runs)), **line)
-            axis.fill_between(at, *interval([values]), color=line["color"], alpha=0.16, linewidth=0)
+            if len(groups) <= MOST_BANDS:
+                axis.fill_between(at, *interval([values]), color=line["color"], alpha=0.16, linewidth=0)
     for metric, axis in axes.items():
         axis.set_title(metric + ", in total" * (metric == "cost regret"))
         in_steps(axis)
@@ -342,15 +345,18 @@ def profiles(path: Path, every: dict, style: dict, tasks: int) -> None:
     axes = figure.subplots(1, len(every), squeeze=False)[0]
     for axis, (metric, (what, values)) in zip(axes, every.items()):
         pool = np.concatenate([runs for strata in values.values() for runs in strata])
-        tau = np.linspace(pool.min() - 0.02 * np.ptp(pool), pool.max() + 0.02 * np.ptp(pool), 300)
+        margin = 0.02 * np.ptp(pool)
+        tau = np.concatenate([[pool.min() - margin], np.unique(pool), [pool.max() + margin]])
         for label, strata in values.items():
             beyond = [(runs[:, None] <= tau if metric == "cost" else runs[:, None] > tau).astype(float)
                       for runs in strata]
             line = {name: style[label][name] for name in ("color", "linestyle")}
             runs = sum(map(len, strata))
-            axis.plot(tau, np.concatenate(beyond).mean(0), label=named(label, runs, "run"), **line)
-            low, high = interval(beyond, np.mean)
-            axis.fill_between(tau, low, high, color=line["color"], alpha=0.12, linewidth=0)
+            share = np.concatenate(beyond).mean(0)
+            axis.step(tau, share, where="post", label=named(label, runs, "run"), **line)
+            if len(values) <= MOST_BANDS:
+                low, high = interval(beyond, np.mean)
+                axis.fill_between(tau, low, high, step="post", color=line["color"], alpha=0.12, linewidth=0)
         axis.set(xlabel=rf"{what}, $\tau$", ylim=(-0.02, 1.02),
                  ylabel=f"share of runs {'at or below' if metric == 'cost' else 'above'} $\\tau$")
         if metric == "cost":
