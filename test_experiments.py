@@ -195,11 +195,13 @@ def test_a_cluster_forgets_a_sweep_that_is_killed(undisturbed, tmp_path):
         cluster.communicate("", timeout=30)
 
 
-SBATCH = """#!/bin/sh
-set -m  # a process group for each job
-cp "$1" "$1.job"
-sh "$1.job" >> jobs.log 2>&1 &
-echo "Submitted batch job $!" | tee -a jobs.txt
+SBATCH = f"""#!{sys.executable}
+import os, shutil, subprocess, sys
+job = ["sh", shutil.copy(sys.argv[1], sys.argv[1] + ".job")]
+with open("jobs.log", "a") as log, open("jobs.txt", "a") as jobs:
+    job = subprocess.Popen(job, stdin=-3, stdout=log, stderr=-2, preexec_fn=os.setpgrp)
+    print("Submitted batch job", job.pid)
+    print(job.pid, file=jobs)
 """
 
 
@@ -221,9 +223,10 @@ def test_slurm_by_the_readme_where_sbatch_stands_in_for_slurm(undisturbed, tmp_p
             script += line
         assert "#SBATCH --cpus-per-task=1" in script and "#SBATCH -t 12:00:00" in script
         process = start(tmp_path, *TWO, "--scheduler", line.strip())
-        in_the_middle(tmp_path, RUNS[:2], process)
-        [job, *_] = re.findall(r"job (\d+)", (tmp_path / "jobs.txt").read_text())
-        os.killpg(int(job), signal.SIGKILL)
+        run = in_the_middle(tmp_path, RUNS[:2], process)
+        jobs = [psutil.Process(int(job)) for job in (tmp_path / "jobs.txt").read_text().split()]
+        [job] = [job for job in jobs if scripts(job, run)]
+        os.killpg(job.pid, signal.SIGKILL)
         output, _ = ended(process)
         assert "resumed" in outcomes(output)
         assert [outcome(tmp_path / run) for run in RUNS[:2]] == [

@@ -310,7 +310,7 @@ def scatter(path: Path, task: str, groups: dict, style: dict, limit: float | Non
             if limit:
                 axis.axvline(limit, color=GREY, linestyle="--", linewidth=1.2, label=f"limit, {limit:g}")
             bend(axis, "x", axis.get_xlim()[1], limit)
-            axis.set_xlim(left=0)
+            axis.set_xlim(left=0 if axis.get_xscale() == "symlog" else -0.02 * axis.get_xlim()[1])
         axis.set(xlabel=f"{x}{' per episode' * (x == 'cost')}", ylabel=f"{y} per episode")
     legend(figure, figure.axes[0])
     figure.suptitle(f"{task}, last tenth of training", fontsize=13)

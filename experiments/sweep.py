@@ -64,6 +64,8 @@ if ctypes.CDLL(None).prctl(1, 9) == 0 and os.getppid() == int(sys.argv[1]):
     os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 sys.exit("the process that wanted this run has ended")
 """
+# Dask workers leave Ctrl-C to the sweep.
+DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
 
 class Mistake(Exception):
@@ -352,7 +354,7 @@ def connect(options: argparse.Namespace, runs: int, stack: contextlib.ExitStack)
     try:
         address = options.scheduler or stack.enter_context(LocalCluster(
             n_workers=min(options.parallel, runs), threads_per_worker=1, memory_limit=0,
-            dashboard_address="127.0.0.1:0", silence_logs="CRITICAL"))
+            dashboard_address="127.0.0.1:0", silence_logs="CRITICAL", preload=[DEAF]))
         return stack.enter_context(Client(address))
     except (OSError, ValueError) as error:
         raise Mistake(f"--scheduler {options.scheduler} does not answer: {error}") from None
