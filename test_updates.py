@@ -2,7 +2,8 @@
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                 "autograd==1.8.0", "matplotlib==3.10.8", "tqdm==4.67.1", "scipy==1.15.3",
-#                 "pytest==9.2.0", "hypothesis==6.168.5", "distributed==2026.8.0"]
+#                 "pytest==9.2.0", "hypothesis==6.168.5", "distributed==2026.8.0", "rliable==1.2.0",
+#                 "pandas==2.3.3", "dask-jobqueue==0.9.0", "tomli==2.5.0; python_version < '3.11'"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
@@ -3415,10 +3416,11 @@ def test_budgets_in_the_readme_are_those_in_results():
 
 
 def main() -> int:
-    """Runs pytest on this file and on test_fast.py; arguments are pytest's."""
+    """Runs pytest on this file, test_fast.py and test_experiments.py; arguments are pytest's."""
     options = ["-q", "-p", "no:cacheprovider", "-o", "markers=slow: long sweeps, skipped without -m slow",
                "-W", "ignore::pytest.PytestAssertRewriteWarning"]  # this file has imported hypothesis already
-    return pytest.main([__file__, str(HERE / "test_fast.py"), *options, *sys.argv[1:]])
+    files = __file__, *(str(HERE / name) for name in ("test_fast.py", "test_experiments.py"))
+    return pytest.main([*files, *options, *sys.argv[1:]])
 
 
 if __name__ == "__main__":
