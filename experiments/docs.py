@@ -61,7 +61,7 @@ def explanations_first(code: str) -> str:
     for i, line in enumerate(lines):
         packages = line.startswith("#") if packages else line == "# /// script"
         heading = re.sub(r"^# (?:--- )?(\w.*?)(?: ---)?$", r"# ### \1", line)
-        lines[i] = f"#     {line[2:]}" if packages else heading
+        lines[i] = f"#     {line[2:]}" if packages else heading * (line != "# --- end shared ---")
     nodes = [node for node in ast.walk(ast.parse(code))
              if isinstance(node, kinds) and ast.get_docstring(node)]
     for node in sorted(nodes, key=lambda node: node.body[0].lineno, reverse=True):

@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
-#                 "autograd==1.8.0", "matplotlib==3.10.8", "tqdm==4.67.1"]
+#                 "autograd==1.8.0", "matplotlib==3.10.8", "tqdm==4.67.1", "scipy==1.15.3"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
@@ -49,8 +49,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # 
 ARROWS = {  # of trust_regions: colour, width, label and its offset from the tip [points]
     "best reward step": (COLOURS[2], 2.2, "best reward step", (-8, 14)),
     "best cost step": (COLOURS[1], 2.2, "best cost step", (-4, -14)),
-    "away": (COLOURS[3], 2.2, "away", (-34, -14)), "SB-TRPO": ("black", 3.4, "step", (20, 12)),
-    "optimal": ("black", 1.6, "optimal", (20, 13)), "C-TRPO": ("black", 3.4, "step", (27, 3)),
+    "away": (COLOURS[3], 2.2, "away", (-56, -16)), "SB-TRPO": ("black", 3.4, "step", (20, 12)),
+    "optimal": ("black", 1.6, "optimal", (26, 15)), "C-TRPO": ("black", 3.4, "step", (27, 3)),
     "sTRPO": ("black", 3.4, "step", (-20, 8))}
 MARKERS, SHADES = "osD^", matplotlib.colormaps["Blues"]
 PANELS = {"EpRet": "return per episode", "EpCost": "cost per episode",
@@ -183,7 +183,7 @@ def trust_regions(path: Path, stay: tuple = (0.75, 0.4), delta: float = 0.01) ->
             axis.annotate(label, ends[arrow], place, textcoords="offset points", color=colour, ha="center",
                           va="center", fontweight="bold", bbox={
                               "facecolor": "white", "linewidth": 0, "pad": 1.5,
-                              "alpha": 0.85 if arrow in ("best reward step", "optimal") else 0})
+                              "alpha": 0.85 if arrow == "best reward step" else 0})
         axis.plot(0, 0, "o", color="black", markersize=6)
         axis.text(0.04, 0.96, "over budget", transform=axis.transAxes, va="top",
                   bbox={"facecolor": "white", "linewidth": 0, "pad": 1.5})
