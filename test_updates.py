@@ -2054,6 +2054,27 @@ def test_sampled_gradients_are_the_exact_ones(name):
     check("sampled cost per episode [standard errors]", error, at_most=6)
 
 
+def test_error_of_a_sampled_gradient_follows_the_noise_law():
+    """Two states, uniform policy, episodes sampled and estimated as in training (experiments/noise.py). With
+    512 episodes of 60 steps the noise scales n* are the golden ones (THEORY, E), within 15%. With 4,096 that
+    end at random, batches of 64 have the root mean square error sqrt(n* / n), within 20%, and get a share 1 /
+    sqrt(1 + n* / n) of the best cost decrease, within .06. Control: n* of another baseline is off."""
+    sys.path.append(str(HERE / "experiments"))
+    import noise
+    fixed, case = noise.Case("TwoState-v0", 0, 512, length=60), noise.Case("TwoState-v0", 0, 4096)
+    for baseline, golden in (("none", 4.4), ("time", 0.6), ("value", 0.5)):
+        scale = fixed.noise_scale(baseline)[1]["noise_scale"]
+        check("noise scale of 60 steps: |n* / golden - 1|", abs(scale / golden - 1), at_most=0.15)
+        law = math.sqrt(case.noise_scale(baseline)[1]["noise_scale"] / 64)
+        batches = [case.judge(case.episodes[i : i + 64], baseline) for i in range(0, 4096, 64)]
+        error = math.sqrt(np.mean([batch["cost_error"] ** 2 for batch in batches]))
+        check("noise law, 64 episodes: |rms error / sqrt(n* / n) - 1|", abs(error / law - 1), at_most=0.2)
+        share = np.mean([batch["cost_share"] for batch in batches]) - 1 / math.sqrt(1 + law**2)
+        check("noise law, 64 episodes: |share of the best cost decrease - law|", abs(share), at_most=0.06)
+    other = math.sqrt(case.noise_scale("none")[1]["noise_scale"] / 64)
+    check("  control: the same error against n* of no baseline", abs(error / other - 1), at_least=0.2)
+
+
 def test_std_decay_stays_inside_the_trust_region():
     """Without advantages the step is the decay alone. It is taken whole where its KL fits into delta, and cut
     by the line search where it does not."""
