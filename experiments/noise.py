@@ -223,7 +223,7 @@ def main(argv: list[str] | None = None) -> None:
         fixed = sampled(task, steps, EARLIER // 6, options.episodes // 4, length=60)
         results[name]["fixed length"] = {e: dict(zip(("reward", "cost"), fixed.noise_scale(e)))
                                          for e in ESTIMATORS}
-        print(name, {e: round(results[name][e]["cost"]["noise_scale"], 2) for e in ESTIMATORS}, flush=True)
+        print(name, *(f"{e} {results[name][e]['cost']['noise_scale']:.3g}" for e in ESTIMATORS), flush=True)
         options.output.write_text(json.dumps(rounded(results), indent=1) + "\n")
 
 
