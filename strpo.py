@@ -432,8 +432,8 @@ def collect(executor, config: Config, actor: Actor, first: int, length: float, s
             episodes += pending.pop(0).result()
             steps = sum(len(episode.rewards) for episode in episodes)
             length = steps / len(episodes)
-    except BrokenExecutor:
-        if deaths == 3:
+    except (BrokenExecutor, getattr(sys.modules.get("distributed"), "KilledWorker", BrokenExecutor)):
+        if deaths == 3 or config.scheduler:  # Dask has tried as often by itself
             raise Failure(f"workers died four times in the epoch that starts at episode {first}.") from None
         return collect(make_executor(config), config, actor, first, length, size, deaths + 1)
     for future in pending:

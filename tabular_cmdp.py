@@ -1,8 +1,17 @@
+# /// script
+# requires-python = ">=3.10,<3.12"
+# dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
+#                 "autograd==1.8.0", "matplotlib==3.10.8", "tqdm==4.67.1", "scipy==1.15.3"]
+# [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
+# override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
+#                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
+# ///
 """Small constrained MDPs in which nothing is estimated: the exact world behind the tests and figures.
 
 Every quantity the algorithms need (returns, gradients, Fisher matrix, KL, the constrained optimum) is
 computed here to machine precision, so a theorem can be checked without sampling error. The same worlds are
 Gymnasium environments, so that `sbtrpo.py --task tabular_cmdp:TwoState-v0` trains on them from samples.
+`uv run tabular_cmdp.py` draws the figures of the README, by experiments/figures.py.
 
     J_f(pi)   = (1 - gamma) E sum_t gamma^t f(s_t, a_t) = sum_{s,a} d(s) pi(a|s) f(s,a)  normalised, unit of f
     d         = (1 - gamma) mu + gamma P_pi^T d                                          sums to 1
@@ -21,8 +30,10 @@ d        d          (S,)       discounted state occupancy
 rho      occupancy  (S, A)     discounted state-action occupancy d(s) pi(a|s)
 """
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import autograd.numpy as np
@@ -81,11 +92,15 @@ class TabularCMDP:
         """J_f = sum_{s,a} rho(s,a) f(s,a): normalised return, in the unit of one step's f."""
         return np.sum(self.occupancy(theta) * f)
 
-    def advantage(self, theta: Array, f: Array) -> Array:
-        """A_f = Q_f - V_f, shape (S, A): not normalised, unit of f times a horizon 1/(1 - gamma)."""
+    def value(self, theta: Array, f: Array) -> Array:
+        """V_f = f_pi + gamma P_pi V_f, shape (S,): not normalised, unit of f times a horizon."""
         pi = policy(theta)
         P_pi = np.einsum("sa,sat->st", pi, self.P)
-        V = np.linalg.solve(np.eye(len(self.mu)) - self.gamma * P_pi, np.sum(pi * f, axis=1))
+        return np.linalg.solve(np.eye(len(self.mu)) - self.gamma * P_pi, np.sum(pi * f, axis=1))
+
+    def advantage(self, theta: Array, f: Array) -> Array:
+        """A_f = Q_f - V_f, shape (S, A): not normalised, as V_f."""
+        V = self.value(theta, f)
         return f + self.gamma * self.P @ V - V[:, None]
 
     # --- first and second order ---
@@ -324,3 +339,15 @@ class TabularEnv(gym.Env):
 
 for _name, _world in {"TwoState-v0": two_state, "HazardGrid-v0": hazard_grid, "Garnet-v0": garnet}.items():
     gym.register(_name, entry_point=TabularEnv, kwargs={"make_world": _world})
+
+
+def main() -> None:
+    """Draws every figure of the README that shows these worlds."""
+    sys.modules["tabular_cmdp"] = sys.modules[__name__]  # one copy of the worlds, under either name
+    sys.path.insert(0, str(Path(__file__).resolve().parent / "experiments"))
+    import figures
+    figures.main(["all"])
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,8 @@
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                 "autograd==1.8.0", "matplotlib==3.10.8", "tqdm==4.67.1", "scipy==1.15.3",
-#                 "pytest==9.2.0", "hypothesis==6.168.5", "distributed==2026.8.0"]
+#                 "pytest==9.2.0", "hypothesis==6.168.5", "distributed==2026.8.0", "rliable==1.2.0",
+#                 "pandas==2.3.3", "dask-jobqueue==0.9.0", "tomli==2.5.0; python_version < '3.11'"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
@@ -2053,6 +2054,27 @@ def test_sampled_gradients_are_the_exact_ones(name):
     check("sampled cost per episode [standard errors]", error, at_most=6)
 
 
+def test_error_of_a_sampled_gradient_follows_the_noise_law():
+    """Two states, uniform policy, episodes sampled and estimated as in training (experiments/noise.py). With
+    512 episodes of 60 steps the noise scales n* are the golden ones (THEORY, E), within 15%. With 4,096 that
+    end at random, batches of 64 have the root mean square error sqrt(n* / n), within 20%, and get a share 1 /
+    sqrt(1 + n* / n) of the best cost decrease, within .06. Control: n* of another baseline is off."""
+    sys.path.append(str(HERE / "experiments"))
+    import noise
+    fixed, case = noise.Case("TwoState-v0", 0, 512, length=60), noise.Case("TwoState-v0", 0, 4096)
+    for baseline, golden in (("none", 4.4), ("time", 0.6), ("value", 0.5)):
+        scale = fixed.noise_scale(baseline)[1]["noise_scale"]
+        check("noise scale of 60 steps: |n* / golden - 1|", abs(scale / golden - 1), at_most=0.15)
+        law = math.sqrt(case.noise_scale(baseline)[1]["noise_scale"] / 64)
+        batches = [case.judge(case.episodes[i : i + 64], baseline) for i in range(0, 4096, 64)]
+        error = math.sqrt(np.mean([batch["cost_error"] ** 2 for batch in batches]))
+        check("noise law, 64 episodes: |rms error / sqrt(n* / n) - 1|", abs(error / law - 1), at_most=0.2)
+        share = np.mean([batch["cost_share"] for batch in batches]) - 1 / math.sqrt(1 + law**2)
+        check("noise law, 64 episodes: |share of the best cost decrease - law|", abs(share), at_most=0.06)
+    other = math.sqrt(case.noise_scale("none")[1]["noise_scale"] / 64)
+    check("  control: the same error against n* of no baseline", abs(error / other - 1), at_least=0.2)
+
+
 def test_std_decay_stays_inside_the_trust_region():
     """Without advantages the step is the decay alone. It is taken whole where its KL fits into delta, and cut
     by the line search where it does not."""
@@ -3136,6 +3158,21 @@ def test_a_broken_simulator_loses_no_epoch(tmp_path):
     assert "workers died" in ended["host"][0]
 
 
+def test_a_dask_worker_that_always_dies_is_one_sentence(tmp_path):
+    """Dask gives up after four deaths of workers that run the same episodes: one sentence, as without it."""
+    for name, text in (("broken_env", BROKEN), ("cluster", CLUSTER)):
+        (tmp_path / f"{name}.py").write_text(text)
+    cluster = subprocess.Popen([sys.executable, "cluster.py"], cwd=tmp_path, text=True, stderr=-3,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               env={**os.environ, "BROKEN": "host", "PYTHONPATH": str(tmp_path)})
+    try:
+        address = cluster.stdout.readline().strip()
+        *_, sentence, hint = finish(start(tmp_path, *BREAKABLE, "--scheduler", address), 1)
+        assert "workers died four times" in sentence and "--resume" in hint
+    finally:
+        cluster.communicate("", timeout=30)
+
+
 def test_a_full_disk_loses_no_epoch(reference, tmp_path):
     """Files cannot grow beyond a checkpoint of the middle of the run: one sentence, the one before loads, and
     with space again the run ends as if nothing had happened."""
@@ -3400,10 +3437,11 @@ def test_budgets_in_the_readme_are_those_in_results():
 
 
 def main() -> int:
-    """Runs pytest on this file and on test_fast.py; arguments are pytest's."""
+    """Runs pytest on this file, test_fast.py and test_experiments.py; arguments are pytest's."""
     options = ["-q", "-p", "no:cacheprovider", "-o", "markers=slow: long sweeps, skipped without -m slow",
                "-W", "ignore::pytest.PytestAssertRewriteWarning"]  # this file has imported hypothesis already
-    return pytest.main([__file__, str(HERE / "test_fast.py"), *options, *sys.argv[1:]])
+    files = __file__, *(str(HERE / name) for name in ("test_fast.py", "test_experiments.py"))
+    return pytest.main([*files, *options, *sys.argv[1:]])
 
 
 if __name__ == "__main__":

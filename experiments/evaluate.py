@@ -24,8 +24,10 @@ Episode i is keyed by (evaluation seed, training seed, i) with the spawn key 1. 
 without a spawn key, so no stream of random numbers is met twice. (The seed of a world has 32 bits: the
 chance that any of 100 is also one of the 40,000 of a long training is 1 in 1,000.) Nothing else is random, so
 the results do not depend on the number of workers. `--action-noise p` replaces each action, with probability
-p, by a uniformly random one. `--video` films episode 0 of the sampled policy, the first one that is judged:
-every fourth step, 25 images a second.
+p, by a uniformly random one; for several p, `--figure` draws return and cost of the sampled policies over p,
+a line for each folder of runs: their mean and standard deviation, or a single run's mean and interval.
+`--video` films episode 0 of the sampled policy, the first one that is judged: every fourth step, 25 images a
+second.
 """
 
 import argparse, ctypes.util, importlib, importlib.metadata, itertools, json, multiprocessing, os, sys
@@ -116,14 +118,14 @@ def summary(totals: np.ndarray) -> dict:
     return {name: result[name] for name in METRICS}
 
 
-def evaluate(executor, loaded: tuple, options: argparse.Namespace) -> dict:
+def evaluate(executor, loaded: tuple, options: argparse.Namespace, noise: float) -> dict:
     """Both policies of a run, each on options.episodes episodes of the same worlds."""
     algorithm, config, state, actor = loaded
     name, result = algorithm.__name__, {"algorithm": algorithm.__name__, "task": config.task}
     result |= {"training_seed": config.seed, "steps": state["steps"]}
     for policy in POLICIES:
         futures = [executor.submit(run_key, name, config.task, actor, (options.seed, config.seed, index),
-                                   policy == "deterministic", options.action_noise)
+                                   policy == "deterministic", noise)
                    for index in range(options.episodes)]
         bar = tqdm(futures, policy, unit="episode", leave=False, disable=not sys.stderr.isatty())
         result[policy] = summary(np.array([future.result() for future in bar]))
@@ -184,7 +186,7 @@ def film(loaded: tuple, options: argparse.Namespace) -> str:
         if next(count) % 4 == 0:
             frames.append(Image.fromarray(env.render()))
 
-    total, cost = play(algorithm, env, actor, key, False, options.action_noise, watch)
+    total, cost = play(algorithm, env, actor, key, False, options.action_noise[0], watch)
     frames[0].save(options.video, save_all=True, append_images=frames[1:], duration=40, loop=0)
     return f"{options.video}: return {total:.2f}, cost {cost:g}, {len(frames)} images"
 
@@ -203,6 +205,30 @@ def table(results: dict, spread: dict) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
+def robustness(path: Path, judged: dict) -> None:
+    """Return and cost over action noise, from {noise: {"runs": ..., "over_runs": ...}}."""
+    from figures import COLOURS, save
+    from matplotlib.figure import Figure
+    figure, noises = Figure(figsize=(11, 4.2), layout="constrained"), list(judged)
+    first = next(iter(judged.values()))
+    folders = {str(Path(run).parent): run for run in first["runs"]}
+    for axis, metric in zip(figure.subplots(1, 2), ("return", "cost")):
+        for (folder, run), colour in zip(folders.items(), COLOURS):
+            one = folder not in first["over_runs"]
+            points = [judged[p]["runs"][run]["sampled"][metric] if one else
+                      judged[p]["over_runs"][folder]["sampled"][metric] for p in noises]
+            mean = [point[0] for point in points]
+            band = np.transpose([point[1:] if one else (point[0] - point[1], point[0] + point[1])
+                                 for point in points])
+            *_, experiment, _, algorithm = Path(folder).resolve().parts
+            axis.plot(noises, mean, "o-", color=colour, label=f"{algorithm}, {experiment}", markersize=4)
+            axis.fill_between(noises, *band, color=colour, alpha=0.2, linewidth=0)
+        axis.set(xlabel="share of actions replaced by random ones", ylabel=f"{metric} per episode")
+    axis.legend()
+    figure.suptitle(first["runs"][run]["task"])
+    save(figure, path)
+
+
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path,
@@ -212,14 +238,17 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1,
                         help="processes; changes no result")
     parser.add_argument("--video", type=Path, metavar="out.gif", help="film one episode of the one RUN")
-    parser.add_argument("--action-noise", type=float, default=0.0, metavar="p",
+    parser.add_argument("--action-noise", type=float, nargs="+", default=[0.0], metavar="p",
                         help="probability that an action is replaced by a uniformly random one (default 0)")
+    parser.add_argument("--figure", type=Path, metavar="out.png", help="draw return and cost over p")
     parser.add_argument("--output", type=Path, metavar="results.json", help="write the results here as well")
     options = parser.parse_args(argv)
+    noises = options.action_noise
     for wrong, text in ((options.episodes < 1, "--episodes must be at least 1"),
                         (options.workers < 1, "--workers must be at least 1"),
                         (options.seed < 0, "--seed must not be negative"),
-                        (not 0 <= options.action_noise <= 1, "--action-noise must be between 0 and 1"),
+                        (min(noises) < 0 or max(noises) > 1, "--action-noise must be between 0 and 1"),
+                        (options.figure and len(noises) < 2, "--figure needs several --action-noise"),
                         (options.video and len(options.runs) > 1, "--video takes one RUN"),
                         (options.video and options.video.suffix != ".gif", "--video writes a .gif")):
         if wrong:
@@ -230,6 +259,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
     runs = {str(run): load(run) for run in sorted(set(options.runs))}
+    if options.figure and len({config.task for _, config, *_ in runs.values()}) > 1:
+        sys.exit("--figure takes runs of one task.")
     if options.video:
         if sys.platform == "linux" and not os.environ.get("DISPLAY"):
             os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "osmesa")
@@ -239,18 +270,22 @@ def main(argv: list[str] | None = None) -> None:
     spawn = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(options.workers, spawn, algorithms[0].guard_worker)
     try:
-        results = {run: evaluate(executor, loaded, options) for run, loaded in runs.items()}
+        judged = {p: {run: evaluate(executor, loaded, options, p) for run, loaded in runs.items()}
+                  for p in options.action_noise}
     except errors as error:
         sys.exit(f"The evaluation ended early: {error}")
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
-    spread = over_runs(results)
-    print(table(results, spread))
+    judged = {p: {"runs": results, "over_runs": over_runs(results)} for p, results in judged.items()}
+    for p, results in judged.items():
+        print(*[f"action noise {p:g}"] * (len(judged) > 1), table(*results.values()), sep="\n")
+    if options.figure:
+        robustness(options.figure, judged)
     if options.output:
         versions = {name: importlib.metadata.version(name) for name in ("numpy", "gymnasium", "mujoco")}
-        about = {"episodes": options.episodes, "seed": options.seed, "action_noise": options.action_noise}
-        about |= {"versions": versions, "runs": {"values": "mean, ends of its 95% interval", **results},
-                  "over_runs": {"values": "mean and standard deviation of the runs' means", **spread}}
+        about = {"episodes": options.episodes, "seed": options.seed, "versions": versions,
+                 "values": "runs: mean, ends of its 95% interval; over_runs: mean, standard deviation",
+                 "by_action_noise": judged}
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(about, indent=1) + "\n")
 
