@@ -423,12 +423,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
     tasks, limits = grouped(find(options.runs)), {}
-    if not tasks:
-        sys.exit("there is no run that can be read.")
     for task, groups in tasks.items():
         limits[task], groups = with_regret(groups, options.cost_limit, task)
         tasks[task] = cut(groups, options.steps)
     tasks = {task: groups for task, groups in tasks.items() if groups}
+    if not tasks:
+        sys.exit("there is no run with an epoch that can be read, up to --steps.")
     labels = list(dict.fromkeys(label for groups in tasks.values() for label in groups))
     if options.reference and options.reference not in labels:
         sys.exit(f"--reference is {options.reference!r} but needs to be one of {', '.join(labels)}.")

@@ -230,10 +230,22 @@ def summary(run: Run, home: str, outcome: str, seconds: float, said: str = "") -
     """What the table says of a run; means are over the last tenth of the epochs."""
     table = rows(Path(home, run.folder, "progress.csv"))
     last = table[-max(1, len(table) // 10):]
-    means = {name: sum(float(row[f"Metrics/{name}"]) for row in last) / len(last) for name in METRICS} \
-        if last else {}
+    means = {name: sum(float(row[f"Metrics/{name}"]) for row in last) / len(last)
+             for name in METRICS if last}
     return {"outcome": outcome, "seconds": seconds, "steps": steps_so_far(run, home), "means": means,
             "said": said}
+
+
+def wanted(worker, key) -> bool:
+    """Dask cannot stop a task that runs, but its worker knows whether anyone still waits for the result."""
+    task = worker.state.tasks.get(key)
+    return task is not None and task.state == "executing" and worker.status.name in ("running", "paused")
+
+
+def launch(command: list[str], home: str, lock, log) -> subprocess.Popen:
+    """A script that ends with this thread, and holds the lock until then."""
+    return subprocess.Popen([sys.executable, "-c", BOUND, str(os.getpid()), *command], cwd=home, stdout=log,
+                            stderr=log, stdin=subprocess.DEVNULL, pass_fds=[lock.fileno()])
 
 
 def train(run: Run, root: str, home: str, workers: int, topic: str) -> dict:
@@ -242,15 +254,10 @@ def train(run: Run, root: str, home: str, workers: int, topic: str) -> dict:
         sys.path.insert(0, root)
     worker, started, folder = get_worker(), time.monotonic(), Path(home, run.folder)
     key = worker.get_current_task()
-
-    def wanted() -> bool:  # Dask cannot stop a task that runs, but says so
-        task = worker.state.tasks.get(key)
-        return task is not None and task.state == "executing" and worker.status.name in ("running", "paused")
-
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock, open(folder / "log.txt", "a+b") as log:
         while not locked(lock):  # another sweep has this run, or a process that is being killed
-            if not wanted():
+            if not wanted(worker, key):
                 raise Reschedule
             time.sleep(0.2)
         try:
@@ -260,19 +267,18 @@ def train(run: Run, root: str, home: str, workers: int, topic: str) -> dict:
         total = run.lengths[""]
         if before is not None and before >= total:
             return summary(run, home, "skipped", 0.0)
-        options = run.options if before is None else ("--resume", run.folder, "--total-steps", str(total))
         begin = log.seek(0, os.SEEK_END)
-        process = subprocess.Popen(
-            [sys.executable, "-c", BOUND, str(os.getpid()), f"{root}/{run.algorithm}.py", *options,
-             "--workers", str(workers)],
-            cwd=home, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[lock.fileno()])
-        while process.poll() is None:
-            if not wanted():
-                process.kill()
-                process.wait()
-                raise Reschedule
-            worker.log_event(topic, [run.folder, steps_so_far(run, home)])
-            time.sleep(0.5)
+        options = run.options if before is None else ("--resume", run.folder, "--total-steps", str(total))
+        process = launch([f"{root}/{run.algorithm}.py", *options, "--workers", str(workers)], home, lock, log)
+        try:
+            while process.poll() is None:
+                if not wanted(worker, key):
+                    raise Reschedule
+                worker.log_event(topic, [run.folder, steps_so_far(run, home)])
+                time.sleep(0.5)
+        finally:
+            process.kill()
+            process.wait()
         log.seek(begin)
         said = "\n".join(log.read().decode(errors="replace").splitlines()[-8:])
     if process.returncode or (in_checkpoint(run, home) or 0) < total:
@@ -327,6 +333,7 @@ def sweep(client: Client, runs: list[Run], workers: int) -> dict[str, dict]:
             queue.add(submit(run))
             continue
         results[run.folder] = result
+        bar.set_description(f"{len(results)}/{len(runs)} runs", refresh=False)
         bar.show(run.folder, result["steps"])
         tqdm.write(f"{len(results)}/{len(runs)} {run.folder}: {result['outcome']}, {result['steps']:,} steps"
                    f"{result['seconds'] and ' in ' + clock(result['seconds'])}")
