@@ -32,12 +32,16 @@ TWO = ["--delta", "0.01", "--seed", "0", "1", *SMALL]  # of sbtrpo.py, the first
 
 
 def start(folder: Path, *options: object, **popen) -> subprocess.Popen:
-    """A sweep in this folder, which can also hold modules with environments; a process group of its own,
-    as in a terminal."""
+    """A sweep in this folder, which can also hold modules with environments; a process group of its own that
+    hears Ctrl-C, as in a terminal: what a shell starts in the background is deaf to it."""
+    def in_a_terminal():
+        os.setpgrp()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{HERE}", **popen.pop("env", {})}
     return subprocess.Popen([sys.executable, sweep.__file__, *map(str, options)], cwd=folder, env=environment,
                             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            preexec_fn=os.setpgrp, **popen)
+                            preexec_fn=in_a_terminal, **popen)
 
 
 def ended(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
@@ -179,7 +183,7 @@ def test_a_cluster_forgets_a_sweep_that_is_killed(undisturbed, tmp_path):
     (tmp_path / "cluster.py").write_text(CLUSTER)
     cluster = subprocess.Popen([sys.executable, "cluster.py"], cwd=tmp_path, text=True, stderr=-3,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    options = ["--delta", "0.01", "--seed", "0", *SMALL]
+    options = ["--delta", "0.01", "--seed", "0", *SMALL, "--total-steps", "20000"]  # Dask needs a second
     try:
         address = cluster.stdout.readline().strip()
         process = start(tmp_path, *options, "--scheduler", address)
@@ -188,9 +192,9 @@ def test_a_cluster_forgets_a_sweep_that_is_killed(undisturbed, tmp_path):
         process.kill()
         process.communicate(timeout=30)
         assert trainers and not psutil.wait_procs(trainers, timeout=30)[1], "a run outlived its sweep"
-        assert len(rows(tmp_path / RUNS[0])) < 20
+        assert len(rows(tmp_path / RUNS[0])) < 80
         assert outcomes(ended(start(tmp_path, *options, "--scheduler", address))[0]) == ["resumed"]
-        assert outcome(tmp_path / RUNS[0]) == outcome(undisturbed / RUNS[0])
+        assert rows(tmp_path / RUNS[0])[:20] == rows(undisturbed / RUNS[0])
     finally:
         cluster.communicate("", timeout=30)
 

@@ -362,7 +362,7 @@ def connect(options: argparse.Namespace, runs: int, stack: contextlib.ExitStack)
         address = options.scheduler or stack.enter_context(LocalCluster(
             n_workers=min(options.parallel, runs), threads_per_worker=1, memory_limit=0,
             dashboard_address="127.0.0.1:0", silence_logs="CRITICAL", preload=[DEAF]))
-        return stack.enter_context(Client(address))
+        return stack.enter_context(Client(address, timeout=10))
     except (OSError, ValueError) as error:
         raise Mistake(f"--scheduler {options.scheduler} does not answer: {error}") from None
 
