@@ -212,6 +212,37 @@ def test_all_tasks_are_equal_bit_for_bit(task):
     """Two or three policies, two episodes each or more, one of them without a seed."""
     print(compare(task))
 
+TRAINED = """
+import hashlib, importlib, pathlib, sys
+run, file = pathlib.Path(sys.argv[1]), sys.argv[2] == "with"
+if not file:
+    sys.modules["fast_safety_gymnasium"] = None
+script = importlib.import_module(run.parent.name)
+config, state = script.load_run(run)
+digest, actor, steps = hashlib.sha256(), script.make_actor(state), 0
+for index in range(3):
+    episode = script.run_episode(config.task, 1, index, actor)
+    steps += len(episode.rewards)
+    for array in episode[:4]:
+        digest.update(array.tobytes())
+assert bool(sys.modules.get("fast_safety_gymnasium")) == file
+print(digest.hexdigest(), steps)
+"""
+
+@slow
+@pytest.mark.parametrize("run", sorted(path.parent for path in HERE.parent.glob(
+    "results/*/Safety*/*/seed-0/checkpoint.npz")), ids=str)
+def test_trained_policies_meet_the_same_episodes(run):
+    """Three episodes of each policy in results/, as its script runs them, with the file and without it."""
+    found = []
+    for mode in ("with", "without"):
+        command = [sys.executable, "-c", TRAINED, str(run), mode]
+        done = subprocess.run(command, cwd=HERE.parent, text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(done.stdout)
+    print(run.relative_to(HERE.parent), *found)
+    assert found[0] == found[1]
+
 def test_a_single_wrong_bit_is_found():
     """Negative control: one lidar reading of one step is off by its last bit."""
     jobs = [["SafetyPointGoal1-v0", "random", [0], False]]
