@@ -199,6 +199,23 @@ def test_a_cluster_forgets_a_sweep_that_is_killed(undisturbed, tmp_path):
         cluster.communicate("", timeout=30)
 
 
+def test_action_noise_replaces_actions(undisturbed, tmp_path):
+    """evaluate.py: if all actions are replaced, the sampled policy and the most likely actions do the same;
+    if none are, they differ. Means over runs are those of the runs' means, and the curves are drawn."""
+    command = [sys.executable, HERE / "experiments" / "evaluate.py", *(undisturbed / run for run in RUNS[:2]),
+               "--episodes=20", "--workers=1", "--action-noise", "0", "1", "--figure=curves.png",
+               "--output=judged.json"]
+    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
+    assert done.returncode == 0 and (tmp_path / "curves.png").exists(), done.stderr
+    judged = json.loads((tmp_path / "judged.json").read_text())["by_action_noise"]
+    for noise, same in (("0.0", False), ("1.0", True)):
+        results = list(judged[noise]["runs"].values())
+        assert [run["sampled"] == run["deterministic"] for run in results] == [same, same]
+        [spread] = judged[noise]["over_runs"].values()
+        means = [run["sampled"]["return"][0] for run in results]
+        assert spread["sampled"]["return"] == pytest.approx([np.mean(means), np.std(means, ddof=1)])
+
+
 SBATCH = f"""#!{sys.executable}
 import os, shutil, subprocess, sys
 job = ["sh", shutil.copy(sys.argv[1], sys.argv[1] + ".job")]

@@ -3,8 +3,7 @@
 Episodes are run twice, each time in a fresh process: by the package untouched, as it is installed, textures
 and all, and with the file. Compared are hashes of every number that comes out, with its type, and of the
 state of the simulation and of the random generator after each episode. `python test_fast.py sweep [TASK ...]`
-does so for the tasks named, or all, and prints a line for each; `quick-sweep` has half the episodes, and
-drops the textures of the untouched package, too, which is most of its time.
+does so for the tasks named, or all, and prints a line for each.
 """
 
 import dataclasses, hashlib, json, os, subprocess, sys, unittest.mock, warnings
@@ -44,15 +43,6 @@ def untouched():
     with unittest.mock.patch.object(dataclasses, "dataclass", dataclass_with_arrays):
         import safety_gymnasium
     return safety_gymnasium
-
-def bare():
-    """The package untouched, but that models have no textures."""
-    package = untouched()
-    import mujoco, re
-    pattern = re.compile(r'<texture\b[^>]*?(/>|></texture>)|\stexture="[^"]*"')
-    compiled = mujoco.MjModel.from_xml_string
-    mujoco.MjModel.from_xml_string = staticmethod(lambda xml: compiled(pattern.sub("", xml)))
-    return package
 
 def fast():
     sys.path.insert(0, str(HERE.parent))
@@ -176,11 +166,9 @@ def jobs_of(task: str) -> list:
     seeds = [3, -1, *range(18)] if task in VELOCITY else [3, -1, *range(6)] if "yAnt" in task else [3, -1]
     return [[task, policy, seeds, i == 0] for i, policy in enumerate(policies)]
 
-def compare(task: str, quick: bool = False) -> str:
+def compare(task: str) -> str:
     """Asserts that all is the same; a line of what there was to see."""
-    jobs = [[*job[:2], job[2][: 1 + i], i == 0] for i, job in enumerate(jobs_of(task)[::2])]
-    jobs = jobs if quick and task in NAVIGATION else jobs_of(task)
-    expected, found = results_of("bare" if quick else "untouched", jobs), results_of("fast", jobs)
+    expected, found = (results_of(mode, jobs_of(task)) for mode in ("untouched", "fast"))
     assert expected == found, f"{task}: {expected} {found}"
     episodes = [episode for job in found for episode in job]
     due = {}
@@ -310,10 +298,10 @@ def test_other_versions_are_refused_in_one_sentence():
     assert last == "ImportError: fast_safety_gymnasium is for safety-gymnasium 1.0.0, and here is 1.2.0."
 
 if __name__ == "__main__":
-    if sys.argv[1] in ("sweep", "quick-sweep"):
+    if sys.argv[1] == "sweep":
         for task in sys.argv[2:] or NAVIGATION + VELOCITY:
             try:
-                print(compare(task, sys.argv[1] == "quick-sweep"), flush=True)
+                print(compare(task), flush=True)
             except AssertionError as error:
                 print("DIFFERENT", error, flush=True)
     else:

@@ -213,7 +213,7 @@ def robustness(path: Path, judged: dict) -> None:
     first = next(iter(judged.values()))
     folders = {str(Path(run).parent): run for run in first["runs"]}
     for axis, metric in zip(figure.subplots(1, 2), ("return", "cost")):
-        for (folder, run), colour in zip(folders.items(), COLOURS):
+        for (folder, run), colour in zip(folders.items(), itertools.cycle(COLOURS)):
             one = folder not in first["over_runs"]
             points = [judged[p]["runs"][run]["sampled"][metric] if one else
                       judged[p]["over_runs"][folder]["sampled"][metric] for p in noises]
