@@ -16,6 +16,7 @@ from rliable import library, metrics
 from test_updates import BROKEN, CLUSTER, HERE, check, outcome, rows
 
 sys.path.insert(0, str(HERE / "experiments"))
+import exclusion
 import report
 import sweep
 
@@ -214,6 +215,23 @@ def test_action_noise_replaces_actions(undisturbed, tmp_path):
         [spread] = judged[noise]["over_runs"].values()
         means = [run["sampled"]["return"][0] for run in results]
         assert spread["sampled"]["return"] == pytest.approx([np.mean(means), np.std(means, ddof=1)])
+
+
+def test_distance_from_the_unsafe_policy_is_what_training_logged(capsys):
+    """Of runs in results/strpo: an unsafe policy is at 0 nats from itself; a trained one as far as its last
+    epoch says, up to 20%, since the episodes differ. A run of another task is refused, so is a safe one."""
+    unsafe, trained, other = (str(HERE / "results" / "strpo" / run / "strpo" / "seed-0") for run in (
+        "unsafe/SafetyHopperVelocity-v1", "exact/SafetyHopperVelocity-v1", "exact/SafetyAntVelocity-v1"))
+    assert exclusion.main([unsafe, unsafe, trained]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    (zero, no), (far, changed) = (line.split("|")[-3:-1] for line in printed[-2:])
+    logged = rows(Path(trained))
+    assert abs(float(zero)) < 1e-9 and no.strip() == "–"
+    assert float(far) == pytest.approx(float(logged[-1]["Misc/exclusion"]), rel=0.2) and float(far) > 50
+    assert 0.1 < float(changed.strip(" %")) / 100 < 0.5
+    for wrong in ([unsafe, other], [trained, unsafe]):
+        with pytest.raises(SystemExit, match="is a run of|is not a run of"):
+            exclusion.main(wrong)
 
 
 SBATCH = f"""#!{sys.executable}
