@@ -224,11 +224,16 @@ def test_distance_from_the_unsafe_policy_is_what_training_logged(capsys):
         "unsafe/SafetyHopperVelocity-v1", "exact/SafetyHopperVelocity-v1", "exact/SafetyAntVelocity-v1"))
     assert exclusion.main([unsafe, unsafe, trained]) == 0
     printed = capsys.readouterr().out.splitlines()
-    (zero, no), (far, changed) = (line.split("|")[-3:-1] for line in printed[-2:])
+    (zero, _, no), (far, std, changed) = (line.split("|")[-4:-1] for line in printed[-2:])
     logged = rows(Path(trained))
     assert abs(float(zero)) < 1e-9 and no.strip() == "–"
     assert float(far) == pytest.approx(float(logged[-1]["Misc/exclusion"]), rel=0.2) and float(far) > 50
-    assert 0.1 < float(changed.strip(" %")) / 100 < 0.5
+    active = [float(row["Misc/lambda_2"]) > 0 or row["Misc/stopped_by"] == "exclusion" for row in logged]
+    assert float(changed.strip(" %")) == pytest.approx(100 * sum(active) / len(active), abs=0.06)
+    with np.load(Path(trained, "checkpoint.npz")) as state:
+        log_std = state["theta"][-state["sizes"][-1] :]
+    ends = np.exp([log_std.min(), log_std.max()])
+    assert [float(x) for x in std.split(" to ")] == pytest.approx(ends, rel=0.01)
     for wrong in ([unsafe, other], [trained, unsafe]):
         with pytest.raises(SystemExit, match="is a run of|is not a run of"):
             exclusion.main(wrong)

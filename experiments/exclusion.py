@@ -10,8 +10,9 @@
 
 UNSAFE is a run of `strpo.py --stage unsafe`, each RUN one of any of the three scripts on its task. It prints
 KL(unsafe || policy) [nats, summed over action dimensions], its mean over the states of ten episodes of the
-unsafe policy, for the policy at the start of its training and at the end; and, for runs of strpo.py that
-exclude, in what share of the epochs this changed the step: lambda_2 > 0, or it stopped the line search.
+unsafe policy, for the policy at the start of its training and at the end; the least and the largest standard
+deviation of its actions at the end; and, for runs of strpo.py that exclude, in what share of the epochs this
+changed the step: lambda_2 > 0, or it stopped the line search.
 """
 
 import argparse, csv, sys
@@ -39,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
         old, new = (strpo.distributions(a.policy, a.theta, a.normalise(states)) for a in (unsafe, actor))
         return strpo.mean_kl(actor.policy, old, new)
 
-    print("| run | KL(unsafe, policy) at the start | at the end | epochs changed |\n|---|---|---|---|")
+    print("| run | KL(unsafe, policy) at the start | at the end | std at the end | epochs changed |")
+    print("|---|---|---|---|---|")
     for run in options.runs:
         algorithm, about, state, actor = load(run)
         if about.task != config.task:
@@ -51,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
                       for row in rows]
             changed = f"{np.mean(active):.1%}"
         start = divergence(algorithm.make_actor(algorithm.initial_state(about)))
-        print(f"| {run} | {start:.3g} | {divergence(actor):.3g} | {changed} |")
+        std = np.exp(strpo.unflatten(actor.theta, actor.policy.sizes)[1])  # none of a categorical policy
+        spread = f"{std.min():.3g} to {std.max():.3g}" if len(std) else "–"
+        print(f"| {run} | {start:.3g} | {divergence(actor):.3g} | {spread} | {changed} |")
     return 0
 
 
