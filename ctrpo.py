@@ -409,12 +409,12 @@ def update_policy(config: Config, policy: Policy, theta: Vector, observations: n
     Cost advantages and margin have the same unit; margin 0 is recovery."""
     gradient, old_log_probs = policy_gradient(policy, theta, observations, actions)
     reward_gradient, cost_gradient = (gradient(a / len(a)) for a in (reward_advantages, cost_advantages))
-    fisher = fisher_product(policy, theta, observations, config.damping)
+    # the release averages the KL over action dimensions: KL / k + beta Psi <= delta, and damps F / k
+    k = policy.sizes[-1] if config.official_units and not policy.discrete else 1
+    delta, beta, damping = k * config.delta, k * config.beta, k * config.damping
+    fisher = fisher_product(policy, theta, observations, damping)
     reward_direction, reward_residual = conjugate_gradients(fisher, reward_gradient, config.cg_iterations)
     cost_direction, cost_residual = conjugate_gradients(fisher, cost_gradient, config.cg_iterations)
-    # the release averages the KL over action dimensions: KL / k + beta Psi <= delta
-    k = policy.sizes[-1] if config.official_units and not policy.discrete else 1
-    delta, beta = k * config.delta, k * config.beta
     step, info = barrier_step(reward_gradient, reward_direction, cost_gradient, cost_direction,
                               delta, beta, margin, config.barrier)
     old = distributions(policy, theta, observations)

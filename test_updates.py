@@ -1751,6 +1751,34 @@ def test_constrained_update_judges_the_constrained_divergence(barrier):
     check("  control: steps that KL alone would have let go further (of 12)", wider, at_least=3)
 
 
+@both_barriers
+def test_official_units_are_the_metric_of_the_release(barrier):
+    """Shipped update_policy with --official-units 1 on 200 samples, Gaussian policies of k = 2 action
+    dimensions, as many CG iterations as parameters: the direction of its step solves the release's own system
+    densely, (F / k + damping I + beta phi''(m) g_c g_c^T) y = g_r. Control: damping F, and not F / k."""
+    config = ctrpo.Config(precision=64, barrier=barrier, official_units=1, damping=0.1, cg_iterations=200)
+    worst, control = 0.0, 1.0
+    for policy in (policy for policy in POLICIES if not policy.discrete):
+        (theta, observations), rng = network(policy, 200), np.random.default_rng(25)
+        old = ctrpo.distributions(policy, theta, observations)
+        actions = old[:, :2] + np.exp(old[:, 2:]) * rng.normal(size=(200, 2))
+        rewards = rng.normal(size=200)
+        costs, margin = 30 * (rewards + rng.normal(size=200)), 3.0
+        new, info = ctrpo.update_policy(config, policy, theta, observations, actions, rewards, costs, margin)
+        assert info["fraction"] > 0
+        gradient, _ = ctrpo.policy_gradient(policy, theta, observations, actions)
+        g_r, g_c = gradient(rewards / 200), gradient(costs / 200)
+        F = dense(ctrpo.fisher_product(policy, theta, observations, 0.0), theta.size)
+        w = config.beta / (margin**2 if barrier == "log" else margin)
+        misses = []
+        for damping in (config.damping, config.damping / 2):
+            y = np.linalg.solve(F / 2 + damping * np.eye(theta.size) + w * np.outer(g_c, g_c), g_r)
+            misses.append(1 - y @ (new - theta) / np.linalg.norm(y) / np.linalg.norm(new - theta))
+        worst, control = max(worst, misses[0]), min(control, misses[1])
+    check("official units: 1 - cosine with the dense solve of the release", worst, at_most=1e-9)
+    check("  control: damping half as large", control, at_least=1e-5)
+
+
 # ----------------------------------------------------------------------------------- networks: Fisher, CG, KL
 
 
