@@ -16,6 +16,8 @@ from rliable import library, metrics
 from test_updates import BROKEN, CLUSTER, HERE, check, outcome, rows
 
 sys.path.insert(0, str(HERE / "experiments"))
+import critics
+import ctrpo
 import exclusion
 import report
 import sweep
@@ -237,6 +239,26 @@ def test_distance_from_the_unsafe_policy_is_what_training_logged(capsys):
     for wrong in ([unsafe, other], [trained, unsafe]):
         with pytest.raises(SystemExit, match="is a run of|is not a run of"):
             exclusion.main(wrong)
+
+
+def test_every_way_to_fit_a_linear_critic_finds_least_squares():
+    """Without hidden layers a critic is linear. From 500 points, Gauss-Newton finds the dense solution, Adam
+    comes close; returns are discounted sums, known where the episode terminated or goes on for 300 steps."""
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(500, 3))
+    targets = inputs @ [0.3, -0.2, 0.1] + 0.4 + 0.1 * rng.normal(size=500)
+    exact = np.linalg.lstsq(np.c_[inputs, np.ones(500)], targets, rcond=None)[0]
+    for name, way in critics.methods(ctrpo).items():
+        found = np.zeros(4)
+        for _ in range(1 if name.startswith("Gauss") else 30):
+            found = way(found, (3, 1), inputs, targets, rng)
+        bound = 1e-3 if name.startswith("Gauss") else 0.03
+        check(f"critics, {name}: |w - least squares|", np.abs(found - exact).max(), at_most=bound)
+    signals = rng.normal(size=400)
+    total, known = critics.returns(signals, False, 0.9)
+    sum_of_7 = signals[7:] @ 0.9 ** np.arange(393)
+    check("critics: discounted return - its sum", abs(total[7] - sum_of_7), at_most=1e-12)
+    assert known.sum() == 100 and critics.returns(signals, True, 0.9)[1].all()
 
 
 SBATCH = f"""#!{sys.executable}
