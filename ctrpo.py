@@ -28,7 +28,8 @@ Differs from the paper in
  2. (4) comes from two solves with F (Sherman-Morrison), not from one with H.
  3. Default barrier -log x: it is infinite at the boundary, where x log x is finite and lets iterates jam.
  4. 5 iterations of conjugate gradients filter noise; the damping is 1e-4, not 0.1.
- 5. J_c is the mean over the batch's own episodes, where the release takes one over the last 50.
+ 5. J_c is the mean cost of the batch's own episodes; the release's is that of the last 50 at the end of each
+    of them, steadier and later: `--cost-window 50`.
 
 symbol    name in code               shape       unit
 theta     theta                      (p,)        policy parameters: weights and biases, then log std
@@ -38,7 +39,7 @@ x_r, x_c  reward_, cost_direction    (p,)        F^-1 g, by conjugate gradients
 F         fisher                     (p,)->(p,)  nats: Hessian of KL, summed over actions, mean over states
 delta     delta                      scalar      nats
 beta      beta                       scalar      nats (log); nats per unit of cost (xlogx)
-J_c, b    EpCost, cost_limit         scalar      undiscounted cost per episode
+J_c, b    mean_cost, cost_limit      scalar      undiscounted cost per episode
 m         margin                     scalar      b - J_c; 0 in recovery
 h         hysteresis                 scalar      fraction of b; h b must exceed the least cost
 
@@ -67,7 +68,7 @@ def option(default, text: str, rule: str = "True"):
 
 PRESETS = {"none": {}, "paper": {  # what the published runs were made with
     "batch_steps": 20_000, "barrier": "xlogx", "beta": 1.0, "hysteresis": 0.8, "official_units": 1,
-    "cg_iterations": 15, "damping": 0.1}}
+    "cost_window": 50, "cg_iterations": 15, "damping": 0.1}}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -85,6 +86,7 @@ class Config:
     barrier: str = option("log", "phi: -log x, or x log x", "x in ('log', 'xlogx')")
     cost_limit: float = option(25.0, "b [undiscounted cost per episode]; 0: only recovers", "0 <= x < inf")
     hysteresis: float = option(0.8, "h: recovery, also at the start, ends when J_c < h b", "0 < x <= 1")
+    cost_window: int = option(1, "episodes of each mean in J_c; 1: the batch's own are alone", "x >= 1")
     official_units: int = option(0, "1: cost and KL in the units of the official release", "x in (0, 1)")
     discount: float = option(0.99, "gamma, of reward and cost", "0 <= x < 1")
     gae_lambda: float = option(0.95, "lambda of GAE", "0 <= x <= 1")
@@ -452,6 +454,13 @@ def estimate_advantages(config: Config, episodes: list, inputs: np.ndarray, last
         critics.append(fit_critic(critic, sizes, np.delete(inputs, lasts, axis=0), targets, rng))
     return [*results, np.array(critics), explained]
 
+def windowed_cost(before: Vector, costs: Vector, window: int) -> tuple[float, Vector]:
+    """J_c: the mean, over the episodes of a batch, of the mean cost of the last `window` at the end of each;
+    and the last costs, for the next batch. With a window of 1, the mean cost of the batch."""
+    costs, first = np.append(before, costs), len(before) + 1
+    ends = range(first, len(costs) + 1)
+    return np.mean([costs[max(0, end - window) : end].mean() for end in ends]), costs[-window:]
+
 def train(config: Config, run: Path, state: dict) -> dict:
     """The paper's Algorithm 1: collect, estimate, update, log and save, until config.total_steps are done."""
     executor, dtype = make_executor(config), np.dtype(f"float{config.precision}")
@@ -470,23 +479,27 @@ def train(config: Config, run: Path, state: dict) -> dict:
             metrics = episode_metrics(episodes)
             # mean over steps -> cost per episode: times its steps (the release: discounted, 1 / (1 - gamma))
             costs = costs * (1 / (1 - config.discount) if config.official_units else metrics["EpLen"])
+            mean_cost, recent = windowed_cost(
+                state.get("recent", []), [episode.costs.sum() for episode in episodes], config.cost_window)
             ends_at = config.cost_limit * (config.hysteresis if state.get("recovery", True) else 1.0)
-            recovery = metrics["EpCost"] >= ends_at
+            recovery = mean_cost >= ends_at
             theta, info = update_policy(
                 config, actor.policy, state["theta"], np.delete(inputs, lasts, axis=0),
                 actions.astype(int if state["discrete"] else dtype), rewards, costs,
-                0.0 if recovery else config.cost_limit - metrics["EpCost"])
+                0.0 if recovery else config.cost_limit - mean_cost)
             finished = time.perf_counter()
             metrics["EpCostRegret"] = state["regret"] + max(0.0, metrics["EpCost"] - config.cost_limit)
             state = {**state, "theta": theta, "critics": critics, "regret": metrics["EpCostRegret"],
                      "moments": state["moments"] + [0 * raw[0] + len(raw), raw.sum(0), (raw**2).sum(0)],
                      "epoch": state["epoch"] + 1, "steps": state["steps"] + len(actions),
-                     "next_episode": state["next_episode"] + len(episodes), "recovery": recovery}
+                     "next_episode": state["next_episode"] + len(episodes), "recovery": recovery,
+                     "recent": recent}
             save(run, state, {
                 "Train/Epoch": state["epoch"], "Train/TotalSteps": state["steps"],
                 **{f"Metrics/{name}": value for name, value in metrics.items()},
                 "Train/KL": info.pop("realised_kl"), "Misc/AcceptanceStep": info.pop("trials"),
                 **{f"Misc/{name}": value for name, value in info.items()}, "Misc/recovery": int(recovery),
+                **({"Misc/mean_cost": mean_cost} if config.cost_window > 1 else {}),  # else it is EpCost
                 "Misc/reward_explained": explained[0], "Misc/cost_explained": explained[1],
                 "Time/Total": finished - started,
                 "Time/Rollout": collected - started, "Time/Update": finished - collected})

@@ -514,6 +514,24 @@ def test_a_report_says_what_the_runs_say(tmp_path, capsys):
         "A-v0_curves.png", "A-v0_scatter.png", "profiles.png"}
 
 
+def test_angles_are_counted_over_all_epochs_of_all_seeds(tmp_path, capsys):
+    """Two seeds of 40 epochs log angles, one of which is no number; another label logs none: medians and
+    shares beyond 90 degrees are numpy's of both seeds together; the other label is left out."""
+    angles = np.random.default_rng(0).uniform(0, 180, size=(2, 2, 40))
+    angles[0, 1, 3] = np.nan
+    for seed in range(2):
+        columns, config = made_up(seed)
+        names = ("Misc/reward_angle", "Misc/cost_angle")
+        write_run(tmp_path / f"runs/a/seed-{seed}", columns | dict(zip(names, angles[:, seed])), config)
+        write_run(tmp_path / f"runs/b/seed-{seed}", *made_up(seed))
+    report.main([str(tmp_path / "out"), f"turns={tmp_path}/runs/a", f"none={tmp_path}/runs/b"])
+    row = row_of("turns | 80", capsys.readouterr().out)
+    known = [each[np.isfinite(each)] for each in angles.reshape(2, 80)]
+    cells = [f"{x}" for each in known for x in (f"{np.median(each):.0f}°", f"{np.mean(each > 90):.0%}")]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["turns", "80", *cells]
+    assert (tmp_path / "out/A-v0_angles.png").stat().st_size > 5000
+
+
 def test_limits_that_differ_have_no_common_regret(tmp_path, capsys):
     """Left out, with the limits; --cost-limit gives one. --steps compares at equal steps."""
     for seed, limit in ((0, 0.0), (1, 25.0)):

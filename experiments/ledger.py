@@ -32,12 +32,16 @@ def table(ledger: list[dict]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def updated(readme: str, ledger: list[dict]) -> str:
-    """The README with this table between its comments."""
-    pattern = f"(?<={re.escape(START)}).*?(?={re.escape(END)})"
-    text, found = re.subn(pattern, lambda _: table(ledger), readme, flags=re.S)
-    assert found == 1, f"README.md needs one pair of {START.strip()} and {END}"
+def replaced(readme: str, start: str, end: str, table: str) -> str:
+    """The README with this table between these comments."""
+    pattern = f"(?<={re.escape(start)}).*?(?={re.escape(end)})"
+    text, found = re.subn(pattern, lambda _: table, readme, flags=re.S)
+    assert found == 1, f"README.md needs one pair of {start.strip()} and {end}"
     return text
+
+
+def updated(readme: str, ledger: list[dict]) -> str:
+    return replaced(readme, START, END, table(ledger))
 
 
 if __name__ == "__main__":

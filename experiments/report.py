@@ -16,6 +16,9 @@ where there are several; or LABEL=FOLDER gives one. What a run has not logged is
     TASK_curves.png   over environment steps; a point is the mean of the epochs in a window before it
     TASK_scatter.png  return over cost, and safe reward over safety probability, with the Pareto front of the
                       labels: those for which no other is better in one and at least as good in the other
+    TASK_angles.png   how often, over epochs, the step made which angle with the best reward and the best cost
+                      step, in the Fisher metric, as our scripts log it: beyond 90 degrees it works against
+                      it; where a batch met no cost, whose gradient is 0 then, the angle counts as 90
     profiles.png      share of runs beyond a score, over the score, for the tasks that all labels have
 
 Lines and numbers are interquartile means over seeds, the mean of what is left after a quarter of the seeds,
@@ -47,7 +50,7 @@ from scipy.stats import trim_mean
 
 COLUMNS = {"return": "Metrics/EpRet", "cost": "Metrics/EpCost", "length": "Metrics/EpLen",
            "safety probability": "Metrics/SafetyProbability", "safe reward": "Metrics/SafeReward",
-           "hours": "Time/Total"}
+           "hours": "Time/Total", "reward angle": "Misc/reward_angle", "cost angle": "Misc/cost_angle"}
 METRICS = "return", "cost", "safety probability", "safe reward", "cost regret"
 MARKERS, LINES = "os^DvPX<>*", ("-", "--", ":", "-.")
 GREY = "#444444"
@@ -317,6 +320,34 @@ def scatter(path: Path, task: str, groups: dict, style: dict, limit: float | Non
     save(figure, path)
 
 
+def angles(path: Path, task: str, groups: dict, style: dict) -> str:
+    """The picture, and its medians and shares as a table; both of all epochs of all seeds."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    lines = [["", "epochs"], ["---", "---"]]
+    pools = {label: {which: np.concatenate([run.columns[f"{which} angle"] for run in runs])
+                     for which in ("reward", "cost")} for label, runs in groups.items()}
+    for axis, which in zip(figure.subplots(1, 2), ("reward", "cost")):
+        lines[0] += [f"median angle with the best {which} step", "share beyond 90°"]
+        lines[1] += ["---", "---"]
+        for label, pool in pools.items():
+            known = pool[which][np.isfinite(pool[which])]
+            share, edges = np.histogram(known, np.arange(0, 181, 5))
+            line = {name: style[label][name] for name in ("color", "linestyle")}
+            axis.stairs(share / max(1, len(known)), edges, label=named(label, len(groups[label])),
+                        linewidth=1.8, **line)
+        axis.axvline(90, color=GREY, linestyle="--", linewidth=1.2)
+        axis.set(title=f"angle with the best {which} step", xlabel="degrees, in the Fisher metric",
+                 ylabel="share of epochs", xlim=(0, 180), xticks=range(0, 181, 30))
+    for label, pool in pools.items():
+        lines.append([label, f"{len(pool['reward']):,}"])
+        for known in (values[np.isfinite(values)] for values in pool.values()):
+            lines[-1] += [f"{np.median(known):.0f}°", f"{np.mean(known > 90):.0%}"] if len(known) else "––"
+    legend(figure, figure.axes[0])
+    figure.suptitle(task, fontsize=13)
+    save(figure, path)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def scores(tasks: dict, limits: dict, metric: str, reference: str | None) -> tuple[str, dict] | None:
     """(what, {label: [final scores on each task]}) for the tasks of all labels; None if they have none."""
     if not all(have(runs, metric) for groups in tasks.values() for runs in groups.values()):
@@ -444,6 +475,8 @@ def main(argv: list[str] | None = None) -> None:
         curves(options.out / f"{name}_curves.png", task, groups, style, limits[task], options.window)
         scatter(options.out / f"{name}_scatter.png", task, groups, style, limits[task])
         print(f"\n### {task}\n\n{table(groups)}\n")
+        if turned := {label: runs for label, runs in groups.items() if have(runs, "reward angle")}:
+            print(f"{angles(options.out / f'{name}_angles.png', task, turned, style)}\n")
     common = {task: groups for task, groups in tasks.items() if len(groups) == len(labels)}
     if left := [task for task in tasks if task not in common]:
         note(f"profiles: {', '.join(left)} left out, where not all labels have runs.")

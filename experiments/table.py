@@ -1,0 +1,79 @@
+# /// script
+# requires-python = ">=3.10,<3.12"
+# dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
+#                 "autograd==1.8.0", "matplotlib==3.10.8", "tqdm==4.67.1", "scipy==1.15.3"]
+# [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
+# override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
+#                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
+# ///
+"""`uv run experiments/table.py` puts one table of the runs in results/ into README.md, between two comments.
+
+A row is a task, an algorithm with its options, and the folder of its seeds, at any depth. Numbers are means
+over the epochs of the last tenth of the steps that all its seeds have come to, training episodes; then the
+mean over seeds ± their standard deviation; hours are those of one seed. ROWS holds what was published, too.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "experiments"))
+from ledger import replaced
+from report import cut, final, find, have, number
+
+COMMENTS = "<!-- the results, by experiments/table.py -->\n", "<!-- end of the results -->"
+HEAD = ["task", "algorithm", "return", "cost", "safety probability", "safe reward", "steps", "seeds", "hours",
+        "published, return at cost or safe reward at safety probability"]
+CIRCLE, GOAL, POINT = "SafetyCarCircle1-v0", "SafetyCarGoal1-v0", "SafetyPointGoal1-v0"
+CIRCLE2, SWIMMER = "SafetyCarCircle2-v0", "SafetySwimmerVelocity-v1"
+HOPPER, ANT = "SafetyHopperVelocity-v1", "SafetyAntVelocity-v1"
+# Published: SB-TRPO's from reviews of the paper, C-TRPO's from the release's runs (experiments/published.py)
+ROWS = [
+    (CIRCLE2, "SB-TRPO, `--preset safe`", "circle", "7.5 ± 1.5 at 0.99 ± 0.01 (20M, 5 seeds)"),
+    (SWIMMER, "SB-TRPO, `--preset safe`", "swimmer", "48 ± 26 at 0.98 ± 0.02 (20M, 5 seeds)"),
+    (HOPPER, "C-TRPO", "hopper", "1,401 ± 489 at 21.7 ± 4.1 (5M, 5 seeds)"),
+    (HOPPER, "C-TRPO, `--preset paper`", "hopper-paper", "the same"),
+    (HOPPER, "sTRPO", f"strpo/exact/{HOPPER}", ""),
+    (HOPPER, "sTRPO, `--exclusion none`", f"strpo/none/{HOPPER}", ""),
+    (HOPPER, "SB-TRPO", f"strpo/1M/{HOPPER}", ""),
+    (ANT, "C-TRPO, `--initial-std 0.5 --delta 0.03`", "ant3", "2,943 ± 85 at 15.8 ± 3.9 (5M, 5 seeds)"),
+    (ANT, "C-TRPO, `--preset paper`", "ant-paper", "the same"),
+    (ANT, "C-TRPO, `--initial-std 0.5`", "ant", "the same"),
+    (ANT, "sTRPO, `--initial-std 0.5`", f"strpo/exact/{ANT}", ""),
+    (ANT, "SB-TRPO, `--initial-std 0.5`", f"strpo/1M/{ANT}", ""),
+    (POINT, "C-TRPO", "goal", "14.5 ± 2.3 at 26.2 ± 2.7 (5M, 5 seeds)"),
+    (POINT, "C-TRPO, `--preset paper`", "goal-paper", "the same"),
+    (CIRCLE, "sTRPO", f"strpo/exact/{CIRCLE}", ""),
+    (CIRCLE, "sTRPO, `--exclusion none`", f"strpo/none/{CIRCLE}", ""),
+    (CIRCLE, "C-TRPO", f"strpo/1M/{CIRCLE}", ""),
+    (CIRCLE, "SB-TRPO", f"strpo/1M/{CIRCLE}", ""),
+    (GOAL, "sTRPO", f"strpo/exact/{GOAL}", ""),
+    (GOAL, "sTRPO, `--exclusion none`", f"strpo/none/{GOAL}", ""),
+    (GOAL, "C-TRPO", f"strpo/1M/{GOAL}", ""),
+    (GOAL, "SB-TRPO", f"strpo/1M/{GOAL}", ""),
+]
+
+
+def cells(folder: Path, algorithm: str, task: str) -> list[str]:
+    runs = [run for run in find([str(folder)]) if run.algorithm == algorithm]
+    assert runs and {run.task for run in runs} == {task}, f"{folder} needs runs of {algorithm} on {task} only"
+    assert len({run.seed for run in runs}) == len(runs), f"{folder} has two runs of one seed"
+    [runs] = cut({"": runs}, None).values()
+    values = [final(runs, name) for name in HEAD[2:6] if have(runs, name)]
+    spread = [f" ± {number(each.std())}" if len(runs) > 1 else "" for each in values]
+    means = [number(each.mean()) + std for each, std in zip(values, spread)]
+    return [*means, f"{runs[0].steps[-1] / 1e6:.2g}M", str(len(runs)), f"{final(runs, 'hours').mean():.2g}"]
+
+
+def table() -> str:
+    lines = [HEAD, ["---"] * len(HEAD)]
+    for task, label, folder, published in ROWS:
+        algorithm = label.split(",")[0].replace("-", "").lower()
+        lines.append([task, label, *cells(ROOT / "results" / folder, algorithm, task), published])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(replaced(readme.read_text(), *COMMENTS, table()))
+    print(readme)
