@@ -3285,8 +3285,8 @@ def test_an_option_wins_over_a_preset(script, preset, tmp_path, monkeypatch):
 def test_recovery_survives_kill_9_and_follows_its_rule(window, tmp_path):
     """C-TRPO on the grid with one worker; and with two, killed and resumed: equal bit for bit, with the flag
     of recovery, which is on at first, until J_c is below h b, and again from b on. Both changes occur; with
-    the window of the release, which reaches over epochs and deaths, only the first. J_c is the epoch's cost per
-    episode, or with that window what is logged."""
+    the window of the release, which reaches over epochs and deaths, only the first. J_c is the epoch's cost
+    per episode, or with that window what is logged."""
     options = [*SMALL, "--cost-limit", 1.5, "--hysteresis", 0.9, "--delta", 0.05,
                "--cost-window", window]
     alone, run = (run_of(name, script="ctrpo") for name in ("alone", "killed"))
