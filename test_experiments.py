@@ -4,7 +4,7 @@ Sweeps are started as users start them, on the two-state world, and judged by wh
 that of a sweep in which nothing happened. The statistics of reports are compared with rliable's.
 """
 
-import contextlib, csv, fcntl, json, os, re, shutil, signal, subprocess, sys, time
+import contextlib, csv, fcntl, json, math, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -19,6 +19,7 @@ sys.path.insert(0, str(HERE / "experiments"))
 import critics
 import ctrpo
 import exclusion
+import margins
 import report
 import sweep
 
@@ -530,6 +531,23 @@ def test_angles_are_counted_over_all_epochs_of_all_seeds(tmp_path, capsys):
     cells = [f"{x}" for each in known for x in (f"{np.median(each):.0f}°", f"{np.mean(each > 90):.0%}")]
     assert [cell.strip() for cell in row.split("|")[1:-1]] == ["turns", "80", *cells]
     assert (tmp_path / "out/A-v0_angles.png").stat().st_size > 5000
+
+
+def test_a_margin_that_noise_has_chosen_is_too_wide(tmp_path, capsys):
+    """A policy that never changes, whose epochs cost 25 +- 10, normal, b = 25, h = 1. In 40,000 epochs, up
+    to six standard errors: J_c is 25 - 10 sqrt(2 / pi) where steps are normal, as far above elsewhere, the
+    next epoch's cost is 25 after both, the noise is 10. Runs without recovery are refused."""
+    cost = np.random.default_rng(0).normal(25, 10, size=40_000)
+    columns = {"Train/TotalSteps": np.arange(1, 40_001), "Metrics/EpRet": 0 * cost, "Metrics/EpCost": cost,
+               "Misc/recovery": (cost >= 25).astype(int)}
+    margins.main([str(write_run(tmp_path / "a", columns, made_up(0)[1]))])
+    cells = capsys.readouterr().out.splitlines()[-1].split("|")[2:-1]
+    noise, share, *means = (float(cell.strip(" %")) for cell in cells)
+    away = 10 * math.sqrt(2 / math.pi)
+    assert noise == pytest.approx(10, abs=0.3) and share == pytest.approx(50, abs=2.3)
+    assert means == pytest.approx([25 - away, 25, 25 + away, 25], abs=6 * 10 / math.sqrt(15_000))
+    with pytest.raises(SystemExit, match="not a run of ctrpo.py"):
+        margins.main([str(write_run(tmp_path / "b", *made_up(0)))])
 
 
 def test_limits_that_differ_have_no_common_regret(tmp_path, capsys):
