@@ -22,6 +22,8 @@ import exclusion
 import margins
 import report
 import sweep
+import table
+from ledger import replaced
 
 TASK = "tabular_cmdp:TwoState-v0"
 SMALL = ["--task", TASK, "--hidden", "8", "--batch-steps", "250", "--total-steps", "5000"]
@@ -618,3 +620,11 @@ def test_results_in_this_repository_can_be_reported(tmp_path, capsys):
     means = [np.mean([float(row["Metrics/EpRet"]) for row in table if 0.9 * last(table, end) <
                       int(row["Train/TotalSteps"]) <= end]) for table in tables]
     assert row.split("|")[4].strip().startswith(f"{np.mean(means):,.0f} [")
+
+
+def test_results_in_the_readme_are_those_in_results():
+    """What experiments/table.py would write is what is there. Control: seeds of another task are refused."""
+    readme = (HERE / "README.md").read_text()
+    assert replaced(readme, *table.COMMENTS, table.table()) == readme, "run: uv run experiments/table.py"
+    with pytest.raises(AssertionError, match="SafetyAntVelocity-v1 only"):
+        table.cells(HERE / "results" / "hopper", "ctrpo", "SafetyAntVelocity-v1")
