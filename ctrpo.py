@@ -86,7 +86,7 @@ class Config:
     barrier: str = option("log", "phi: -log x, or x log x", "x in ('log', 'xlogx')")
     cost_limit: float = option(25.0, "b [undiscounted cost per episode]; 0: only recovers", "0 <= x < inf")
     hysteresis: float = option(0.8, "h: recovery, also at the start, ends when J_c < h b", "0 < x <= 1")
-    cost_window: int = option(1, "episodes of each mean in J_c; 1: the batch's own are alone", "x >= 1")
+    cost_window: int = option(1, "J_c: running mean of so many episodes; 1: the batch's own", "x >= 1")
     official_units: int = option(0, "1: cost and KL in the units of the official release", "x in (0, 1)")
     discount: float = option(0.99, "gamma, of reward and cost", "0 <= x < 1")
     gae_lambda: float = option(0.95, "lambda of GAE", "0 <= x <= 1")

@@ -34,12 +34,15 @@ from evaluate import load
 SIGNALS = {"reward": "rewards", "cost": "costs"}
 
 
-def mean_square(ctrpo, sizes, inputs, targets):
-    def loss(critic):
-        values = ctrpo.network(ctrpo.unflatten(critic.astype(inputs.dtype), sizes)[0], inputs)[:, 0]
-        return anp.mean((values - targets) ** 2) / 2
+def values_of(ctrpo, sizes, inputs):
+    """critic -> its values of all inputs, differentiable."""
+    return lambda critic: ctrpo.network(
+        ctrpo.unflatten(critic.astype(inputs.dtype), sizes)[0], inputs)[:, 0]
 
-    return loss
+
+def mean_square(ctrpo, sizes, inputs, targets):
+    values = values_of(ctrpo, sizes, inputs)
+    return lambda critic: anp.mean((values(critic) - targets) ** 2) / 2
 
 
 def by_autograd(ctrpo, critic, sizes, inputs, targets, rng, size=128):
@@ -59,11 +62,7 @@ def gauss_newton(ctrpo, critic, sizes, inputs, targets, steps, iterations, dampi
     """Steps (J^T J / n + damping) p = -slope by conjugate gradients on the whole batch, each halved until the
     loss falls; the damping is that of Levenberg and Marquardt: a third after a whole step, else threefold."""
     targets = targets.astype(inputs.dtype)
-    loss = mean_square(ctrpo, sizes, inputs, targets)
-
-    def values(critic):
-        return ctrpo.network(ctrpo.unflatten(critic.astype(inputs.dtype), sizes)[0], inputs)[:, 0]
-
+    values, loss = values_of(ctrpo, sizes, inputs), mean_square(ctrpo, sizes, inputs, targets)
     for _ in range(steps):
         product = make_ggnvp(values, lambda v: anp.mean(v**2) / 2)(critic)
         damped = functools.partial(lambda product, damping, v: product(v) + damping * v, product, damping)

@@ -10,7 +10,8 @@
 
 The margin of a step is b - J_c, and J_c a mean of a few episodes. A step is normal because J_c came out low:
 chosen by its own noise, it is too low on average, and the margin too wide. The table shows it by the cost of
-the next epoch, whose episodes nobody has chosen. A row is a run, from a quarter of its epochs on:
+the next epoch, whose episodes nobody has chosen; part of the gap is what the step itself has cost, and with
+--cost-window what J_c lags behind. A row is a run, from a quarter of its epochs on:
 
     noise        standard deviation of the differences of the cost of neighbouring epochs, over sqrt(2)
     normal       share of epochs with a normal step; mean J_c of these, and mean cost of the epochs after them

@@ -41,7 +41,7 @@ ROWS = [
     (ANT, "C-TRPO, `--initial-std 0.5`", "ant", "the same"),
     (ANT, "sTRPO, `--initial-std 0.5`", f"strpo/exact/{ANT}", ""),
     (ANT, "SB-TRPO, `--initial-std 0.5`", f"strpo/1M/{ANT}", ""),
-    (POINT, "C-TRPO", "goal", "14.5 ± 2.3 at 26.2 ± 2.7 (5M, 5 seeds)"),
+    (POINT, "C-TRPO", "goal", "14.5 ± 2.3 at 26.3 ± 2.7 (5M, 5 seeds)"),
     (POINT, "C-TRPO, `--preset paper`", "goal-paper", "the same"),
     (CIRCLE, "sTRPO", f"strpo/exact/{CIRCLE}", ""),
     (CIRCLE, "sTRPO, `--exclusion none`", f"strpo/none/{CIRCLE}", ""),
