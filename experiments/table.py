@@ -30,6 +30,15 @@ HOPPER, ANT = "SafetyHopperVelocity-v1", "SafetyAntVelocity-v1"
 # Published: SB-TRPO's from reviews of the paper, C-TRPO's from the release's runs (experiments/published.py)
 ROWS = [
     (CIRCLE2, "SB-TRPO, `--preset safe`", "circle", "7.5 ± 1.5 at 0.99 ± 0.01 (20M, 5 seeds)"),
+    (CIRCLE2, "SB-TRPO, `--beta 0.6`", "campaign/beta-0.6", "the same"),
+    (CIRCLE2, "SB-TRPO, `--beta 0.7`", "campaign/beta-0.7", "the same"),
+    (CIRCLE2, "SB-TRPO", "campaign/beta-0.75", "the same"),
+    (CIRCLE2, "SB-TRPO, `--beta 0.8`", "campaign/beta-0.8", "the same"),
+    (CIRCLE2, "SB-TRPO, `--beta 0.9`", "campaign/beta-0.9", "the same"),
+    (CIRCLE2, "SB-TRPO, `--update optimal`", "campaign/update-optimal_beta-0.75", "the same"),
+    (CIRCLE2, "SB-TRPO, `--advantage gae`", "campaign/beta-0.75_advantage-gae", "the same"),
+    (CIRCLE2, "C-TRPO", "campaign/cost-limit-25", ""),
+    (CIRCLE2, "C-TRPO, `--cost-limit 0`", "campaign/cost-limit-0", ""),
     (SWIMMER, "SB-TRPO, `--preset safe`", "swimmer", "48 ± 26 at 0.98 ± 0.02 (20M, 5 seeds)"),
     (HOPPER, "C-TRPO", "hopper", "1,401 ± 489 at 21.7 ± 4.1 (5M, 5 seeds)"),
     (HOPPER, "C-TRPO, `--preset paper`", "hopper-paper", "the same"),
