@@ -654,3 +654,34 @@ def test_tables_in_the_readme_are_what_its_commands_print(tmp_path, monkeypatch,
     of_release = re.findall(r"^\| 5M \| published \| 5 \| (.*?) \| (.*?) \|", readme, re.M)
     assert len(of_release) == 3
     assert all(f"{returned} at {cost} (5M, 5 seeds)" in known for returned, cost in of_release)
+    with pytest.raises(SystemExit, match="is a run of SafetyHopperVelocity-v1, not of"):
+        published.main([str(tmp_path / "out.png"), "SafetyAntVelocity-v1", "ours=results/hopper"])
+
+
+def test_what_the_readme_says_of_the_campaign_is_in_its_results():
+    """Means of the dial, of the optimal step and of the critics; shares of steps against reward; and the
+    regrets of C-TRPO's seeds on Hopper. Control: another beta has other means."""
+    readme = (HERE / "README.md").read_text()
+
+    def cells(name, algorithm="sbtrpo"):
+        return table.cells(HERE / "results/campaign" / name, algorithm, table.CIRCLE2)
+
+    def dial(low, high):
+        earned, cost, safe = (" to ".join(each.split(" ")[0] for each in pair)
+                              for pair in list(zip(cells(low), cells(high)))[:3])
+        return (f"cost per episode goes from {cost}, the safety probability from {safe}, "
+                f"the return from {earned}")
+
+    assert dial("beta-0.6", "beta-0.9") in readme and dial("beta-0.7", "beta-0.9") not in readme
+    convex, best, gae = (" at safety ".join(cells(name)[:3:2]) for name in (
+        "beta-0.75", "update-optimal_beta-0.75", "beta-0.75_advantage-gae"))
+    assert f"return {best} where the convex one has {convex}:" in readme
+    assert f"more cautious, {gae};" in readme
+    for name, text in (("beta-0.75", "{:.0%} of all its steps work against reward"),
+                       ("update-optimal_beta-0.75", "works against reward in {:.0%}.")):
+        runs = report.find([str(HERE / "results/campaign" / name)])
+        angles = np.concatenate([run.columns["reward angle"] for run in runs])
+        assert text.format(np.mean(angles > 90)) in readme
+    of_hopper = published.averages(report.find([str(HERE / "results/hopper-paper")]), 200_000, 25.0)[1]
+    *first, last = (f"{regret:.1f}" for regret in np.sort(of_hopper["regret"][:, -1]))
+    assert f"{', '.join(first)} and {last}, where" in readme

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from report import Run, find
 
 PANELS = {"return": "return per episode", "cost": "cost per episode", "regret": "cost regret, in total"}
-MARKS = 1_000_000, 2_000_000, 3_000_000, 5_000_000, 10_000_000  # steps of the table, and the last of all
+MARKS = 1_000_000, 2_000_000, 3_000_000, 5_000_000, 10_000_000  # rows, beside the last that all have
 
 
 def averages(group: list[Run], window: int, limit: float) -> tuple[np.ndarray, dict]:
@@ -40,6 +40,12 @@ def averages(group: list[Run], window: int, limit: float) -> tuple[np.ndarray, d
     return at, {"return": returns, "cost": costs, "regret": regret}
 
 
+def cell(values: np.ndarray) -> str:
+    """Mean and standard deviation over seeds."""
+    digits = 0 if values.mean() >= 100 else 1
+    return f"{values.mean():,.{digits}f} ± {values.std():,.{digits}f}"
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("path", metavar="OUT.png", type=Path)
@@ -50,7 +56,9 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     groups = {}
     for run in find(options.series):
-        groups.setdefault(run.label or str(run.folder), []).append(run)
+        if run.task != options.task:
+            sys.exit(f"{run.folder} is a run of {run.task}, not of {options.task}.")
+        groups.setdefault(run.label or run.experiment, []).append(run)
     groups = {label: averages(group, options.window, options.cost_limit) for label, group in groups.items()}
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     axes = dict(zip(PANELS, figure.subplots(1, 3)))
@@ -71,8 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         for label, (at, values) in groups.items():
             if t in at:
                 i, seeds = int(np.argmax(at == t)), len(values["return"])
-                cells = [f"{x.mean():,.{d}f} ± {x.std():,.{d}f}" for x in (values[p][:, i] for p in PANELS)
-                         for d in [0 if x.mean() >= 100 else 1]]
+                cells = [cell(values[panel][:, i]) for panel in PANELS]
                 print(f"| {t / 1e6:g}M | {label} | {seeds} | {' | '.join(cells)} |")
 
 

@@ -30,11 +30,8 @@ HOPPER, ANT = "SafetyHopperVelocity-v1", "SafetyAntVelocity-v1"
 # Published: SB-TRPO's from reviews of the paper, C-TRPO's from the release's runs (experiments/published.py)
 ROWS = [
     (CIRCLE2, "SB-TRPO, `--preset safe`", "circle", "7.5 ± 1.5 at 0.99 ± 0.01 (20M, 5 seeds)"),
-    (CIRCLE2, "SB-TRPO, `--beta 0.6`", "campaign/beta-0.6", "the same"),
-    (CIRCLE2, "SB-TRPO, `--beta 0.7`", "campaign/beta-0.7", "the same"),
-    (CIRCLE2, "SB-TRPO", "campaign/beta-0.75", "the same"),
-    (CIRCLE2, "SB-TRPO, `--beta 0.8`", "campaign/beta-0.8", "the same"),
-    (CIRCLE2, "SB-TRPO, `--beta 0.9`", "campaign/beta-0.9", "the same"),
+    *((CIRCLE2, f"SB-TRPO, `--beta {beta}`", f"campaign/beta-{beta}", "the same")
+      for beta in (0.6, 0.7, 0.75, 0.8, 0.9)),
     (CIRCLE2, "SB-TRPO, `--update optimal`", "campaign/update-optimal_beta-0.75", "the same"),
     (CIRCLE2, "SB-TRPO, `--advantage gae`", "campaign/beta-0.75_advantage-gae", "the same"),
     (CIRCLE2, "C-TRPO", "campaign/cost-limit-25", ""),
