@@ -187,12 +187,12 @@ class Policy(NamedTuple):
     sizes: tuple[int, ...]  # tanh layers from the size of an observation to that of an action
     discrete: bool  # whether the head is categorical; otherwise it is Gaussian
 
-def initial_parameters(sizes: tuple[int, ...], log_std: Vector, rng: np.random.Generator) -> Vector:
-    """Weights uniform in +-1/sqrt(fan in), the last layer's 100 times smaller; biases 0; then the log std."""
+def initial_parameters(sizes: tuple, log_std: Vector, rng, last: float = 0.01) -> Vector:
+    """Weights uniform in +-1/sqrt(fan in), the last layer's times `last`; biases 0; then the log std."""
     parts = []
     for fan_in, fan_out in pairwise(sizes):
         parts += [rng.uniform(-1, 1, fan_in * fan_out) / math.sqrt(fan_in), np.zeros(fan_out)]
-    parts[-2] *= 0.01  # outputs hardly depend on the inputs at first
+    parts[-2] *= last
     return np.concatenate([*parts, log_std])
 
 def unflatten(theta: Vector, sizes: tuple[int, ...]) -> tuple[list, Vector]:
@@ -257,6 +257,29 @@ def gae_advantages(signals: list, values: list, terminated: list, discount: floa
         sums = accumulate(residuals[::-1].tolist(), lambda later, now: now + discount * gae_lambda * later)
         advantages.append(np.array(list(sums))[::-1])
     return advantages
+
+def less_the_others(returns: list) -> list:
+    """Returns less the mean of the other episodes at equal time; 0 where no other episode is as long."""
+    lengths = np.array([len(each) for each in returns])
+    table = np.zeros((len(returns), lengths.max()))
+    for row, each in zip(table, returns):
+        row[: len(each)] = each
+    count = (lengths[:, None] > np.arange(lengths.max())).sum(axis=0)
+    others = (table.sum(axis=0) - table) / np.maximum(count - 1, 1)
+    return [np.where(count[: len(each)] > 1, each - mean[: len(each)], 0.0)
+            for each, mean in zip(returns, others)]
+
+def with_signal(advantages: Vector, signals: list, discount: float) -> Vector:
+    """Advantages, but 0 where they are below the rounding of their returns; and everywhere, if the returns
+    of all episodes are equal at equal time (of one episode: if its signal is constant), whatever a critic says:
+    then no action has made a difference. The natural gradient knows no size, and would follow rounding."""
+    ends = [True] * len(signals)
+    returns = gae_advantages(signals, [np.zeros(len(each) + 1) for each in signals], ends, discount, 1.0)
+    rounding = 1e-12 * max(np.abs(each).max() for each in returns)
+    contrast = less_the_others(returns) if len(signals) > 1 else [signals[0] - signals[0].mean()]
+    if not any((np.abs(each) > rounding).any() for each in contrast):
+        return np.zeros_like(advantages)
+    return np.where(np.abs(advantages) > rounding, advantages, 0.0)
 
 def fit_critic(critic: Vector, sizes: tuple[int, ...], inputs: np.ndarray, targets: Vector, rng) -> Vector:
     """Least squares by ten passes of Adam over minibatches; back-propagated by hand, it is far faster."""
@@ -448,7 +471,8 @@ def estimate_advantages(config: Config, episodes: list, inputs: np.ndarray, last
             [getattr(e, name) for e in episodes], np.split(values, lasts[:-1] + 1), terminated,
             config.discount, config.gae_lambda))
         targets = advantages + np.delete(values, lasts)
-        results.append(advantages - advantages.mean())
+        results.append(with_signal(advantages - advantages.mean(), [getattr(e, name) for e in episodes],
+                                   config.discount))
         explained.append(1 - advantages.var() / (targets.var() or math.nan))
         rng = np.random.default_rng([config.seed, 0, state["epoch"]])
         critics.append(fit_critic(critic, sizes, np.delete(inputs, lasts, axis=0), targets, rng))
@@ -525,7 +549,8 @@ def initial_state(config: Config) -> dict:
     log_std = np.full(0 if discrete else actions, math.log(config.initial_std))
     return {"sizes": np.array([size, *config.hidden, actions]), "discrete": discrete,
             "theta": initial_parameters((size, *config.hidden, actions), log_std, rng),
-            "critics": np.array([initial_parameters((size, *config.hidden, 1), [], rng) for _ in "rc"]),
+            # a critic says 0 until it has learned: what it never met has no gradient
+            "critics": np.array([initial_parameters((size, *config.hidden, 1), [], rng, 0.0) for _ in "rc"]),
             "moments": np.zeros((3, size)),  # of the observations: count, sum, sum of squares
             "epoch": 0, "steps": 0, "next_episode": 0, "regret": 0.0, "progress": b""}
 

@@ -120,6 +120,8 @@ def safety_biased_step(reward_gradient: Vector, reward_direction: Vector, cost_g
     if excess is not None and best > 0:
         fraction = min(max(excess / best + 0.02, -1.0), beta)  # no step costs more than `best`
     weight_r, mu = weights(rho, sine2, fraction) if best > 0 else (1.0, 0.0)
+    if not step_r.any() and (excess is None or excess > 0):  # nothing to earn: all goes to the cost
+        weight_r, mu = 0.0, 1.0
     step = weight_r * step_r + mu * step_c
     a, b = weight_r * step_r.any(), mu * step_c.any()
     length = math.sqrt(a**2 * sine2 + (b - a * rho) ** 2)  # in the Fisher metric, in units of the radius
@@ -174,12 +176,12 @@ class Policy(NamedTuple):
     sizes: tuple[int, ...]  # tanh layers from the size of an observation to that of an action
     discrete: bool  # whether the head is categorical; otherwise it is Gaussian
 
-def initial_parameters(sizes: tuple[int, ...], log_std: Vector, rng: np.random.Generator) -> Vector:
-    """Weights uniform in +-1/sqrt(fan in), the last layer's 100 times smaller; biases 0; then the log std."""
+def initial_parameters(sizes: tuple, log_std: Vector, rng, last: float = 0.01) -> Vector:
+    """Weights uniform in +-1/sqrt(fan in), the last layer's times `last`; biases 0; then the log std."""
     parts = []
     for fan_in, fan_out in pairwise(sizes):
         parts += [rng.uniform(-1, 1, fan_in * fan_out) / math.sqrt(fan_in), np.zeros(fan_out)]
-    parts[-2] *= 0.01  # outputs hardly depend on the inputs at first
+    parts[-2] *= last
     return np.concatenate([*parts, log_std])
 
 def unflatten(theta: Vector, sizes: tuple[int, ...]) -> tuple[list, Vector]:
@@ -244,6 +246,29 @@ def gae_advantages(signals: list, values: list, terminated: list, discount: floa
         sums = accumulate(residuals[::-1].tolist(), lambda later, now: now + discount * gae_lambda * later)
         advantages.append(np.array(list(sums))[::-1])
     return advantages
+
+def less_the_others(returns: list) -> list:
+    """Returns less the mean of the other episodes at equal time; 0 where no other episode is as long."""
+    lengths = np.array([len(each) for each in returns])
+    table = np.zeros((len(returns), lengths.max()))
+    for row, each in zip(table, returns):
+        row[: len(each)] = each
+    count = (lengths[:, None] > np.arange(lengths.max())).sum(axis=0)
+    others = (table.sum(axis=0) - table) / np.maximum(count - 1, 1)
+    return [np.where(count[: len(each)] > 1, each - mean[: len(each)], 0.0)
+            for each, mean in zip(returns, others)]
+
+def with_signal(advantages: Vector, signals: list, discount: float) -> Vector:
+    """Advantages, but 0 where they are below the rounding of their returns; and everywhere, if the returns
+    of all episodes are equal at equal time (of one episode: if its signal is constant), whatever a critic says:
+    then no action has made a difference. The natural gradient knows no size, and would follow rounding."""
+    ends = [True] * len(signals)
+    returns = gae_advantages(signals, [np.zeros(len(each) + 1) for each in signals], ends, discount, 1.0)
+    rounding = 1e-12 * max(np.abs(each).max() for each in returns)
+    contrast = less_the_others(returns) if len(signals) > 1 else [signals[0] - signals[0].mean()]
+    if not any((np.abs(each) > rounding).any() for each in contrast):
+        return np.zeros_like(advantages)
+    return np.where(np.abs(advantages) > rounding, advantages, 0.0)
 
 def fit_critic(critic: Vector, sizes: tuple[int, ...], inputs: np.ndarray, targets: Vector, rng) -> Vector:
     """Least squares by ten passes of Adam over minibatches; back-propagated by hand, it is far faster."""
@@ -427,10 +452,11 @@ def estimate_advantages(config: Config, episodes: list, inputs: np.ndarray, last
         if critic_free and config.baseline == "time":  # each is in its own mean: shrinks g by 1/episodes
             means = np.array([np.mean([a for a in now if a is not None]) for now in zip_longest(*advantages)])
             advantages = [advantage - means[: len(advantage)] for advantage in advantages]
-        results.append(np.concatenate(advantages))
+        advantages = np.concatenate(advantages)
+        results.append(with_signal(advantages, [getattr(e, name) for e in episodes], config.discount))
         rng = np.random.default_rng([config.seed, 0, state["epoch"]])
         critics.append(critic if critic_free else fit_critic(
-            critic, sizes, np.delete(inputs, lasts, axis=0), results[-1] + np.delete(values, lasts), rng))
+            critic, sizes, np.delete(inputs, lasts, axis=0), advantages + np.delete(values, lasts), rng))
     return [*results, np.array(critics)]
 
 def train(config: Config, run: Path, state: dict) -> dict:
@@ -488,7 +514,8 @@ def initial_state(config: Config) -> dict:
     log_std = np.full(0 if discrete else actions, math.log(config.initial_std))
     return {"sizes": np.array([size, *config.hidden, actions]), "discrete": discrete,
             "theta": initial_parameters((size, *config.hidden, actions), log_std, rng),
-            "critics": np.array([initial_parameters((size, *config.hidden, 1), [], rng) for _ in "rc"]),
+            # a critic says 0 until it has learned: what it never met has no gradient
+            "critics": np.array([initial_parameters((size, *config.hidden, 1), [], rng, 0.0) for _ in "rc"]),
             "moments": np.zeros((3, size)),  # of the observations: count, sum, sum of squares
             "epoch": 0, "steps": 0, "next_episode": 0, "regret": 0.0, "progress": b""}
 

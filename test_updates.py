@@ -676,7 +676,7 @@ def test_every_degenerate_row_is_finite(update):
     e, zero, beta = np.array([1.0, 0]), np.zeros(2), 0.75
     unit, convex = math.sqrt(0.02), update is safety_biased_step
     rows = [("g_c = 0: the reward step", (e, e, zero, zero, 0.01, beta), unit * e),
-            ("g_r = 0: beta * the cost step", (zero, zero, e, e, 0.01, beta), -beta * unit * e),
+            ("g_r = 0: the cost step", (zero, zero, e, e, 0.01, beta), -unit * e),
             ("both 0: stay", (zero, zero, zero, zero, 0.01, beta), zero),
             ("rho = 1: beta * the cost step", (e, e, e, e, 0.01, beta), -beta * unit * e),
             ("rho = -1: the reward step", (e, e, -e, -e, 0.01, beta), unit * e),
@@ -2975,10 +2975,10 @@ def test_budgets_in_the_readme_are_those_in_results():
 
 
 def main() -> int:
-    """Runs pytest on this file and the other three; arguments are pytest's."""
+    """Runs pytest on this file and the others; arguments are pytest's."""
     options = ["-q", "-p", "no:cacheprovider", "-o", "markers=slow: long sweeps, skipped without -m slow",
                "-W", "ignore::pytest.PytestAssertRewriteWarning"]  # this file has imported hypothesis already
-    others = "test_runs.py", "test_fast.py", "test_experiments.py"
+    others = "test_runs.py", "test_fast.py", "test_experiments.py", "tests"
     files = __file__, *(str(HERE / name) for name in others)
     return pytest.main([*files, *options, *sys.argv[1:]])
 

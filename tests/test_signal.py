@@ -1,0 +1,69 @@
+"""A gradient without a signal is no gradient: what no action changes takes no part of the trust region."""
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+import ctrpo
+import sbtrpo
+import strpo
+
+SMALL = "--workers 1 --hidden 8 --batch-steps 500 --total-steps 3000 --task"
+
+
+def trained(script, options: str, folder: Path, monkeypatch) -> dict:
+    """The state at the end of a run in this process."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(script, "make_executor", lambda config: ThreadPoolExecutor(1))
+    config, run, state = script.open_run(options.split())
+    return script.train(config, run, state)
+
+
+@pytest.mark.parametrize("script, options", [
+    (sbtrpo, "--advantage mc"), (sbtrpo, "--advantage gae"), (sbtrpo, "--baseline none"),
+    (sbtrpo, "--update optimal --beta 0.99"), (ctrpo, "--cost-limit 60"), (strpo, "--exclusion none"),
+    (strpo, "--stage unsafe")], ids=str)
+def test_a_cost_that_no_action_changes_leaves_the_run_as_it_is(script, options, tmp_path, monkeypatch):
+    """No cost, a constant one, and a function of time: the same policy, bit for bit. So the whole trust region
+    is the reward's; or nobody's, where a policy is to be as unsafe as possible. Control: a cost that depends on
+    actions changes the policy."""
+    thetas = {}
+    for task in ("Walk", "Toll", "Clock", "Unpaid"):
+        arguments = f"{SMALL} environments:{task}-v0 --experiment {task} {options}"
+        thetas[task] = trained(script, arguments, tmp_path, monkeypatch)["theta"]
+    first = script.initial_state(script.Config(task="environments:Walk-v0", hidden=(8,)))["theta"]
+    moved = np.abs(thetas["Walk"] - first).max()
+    assert moved == 0 if "unsafe" in options else moved > 0.01
+    assert np.array_equal(thetas["Walk"], thetas["Toll"])
+    assert np.array_equal(thetas["Walk"], thetas["Clock"])
+    assert np.abs(thetas["Unpaid"] - thetas["Walk"]).max() > 0.01
+
+
+@pytest.mark.parametrize("advantage", ["mc", "gae"])
+def test_a_reward_that_no_action_changes_leaves_all_to_the_cost(advantage, tmp_path, monkeypatch):
+    """The reward is 1 in every step: the step is the whole best cost step, of KL delta to first order."""
+    options = f"{SMALL} environments:Unpaid-v0 --advantage {advantage}"
+    state = trained(sbtrpo, options, tmp_path, monkeypatch)
+    header, *rows = state["progress"].decode().splitlines()
+    for row in rows:
+        row = dict(zip(header.split(","), row.split(",")))
+        assert float(row["Misc/mu"]) == 1 and float(row["Misc/reward_change"]) == 0
+        assert abs(float(row["Misc/kl"]) / 0.01 - 1) < 1e-6 and float(row["Misc/cost_change"]) < 0
+
+
+def test_rounding_is_no_signal_and_what_is_above_it_is():
+    """Returns that differ by their rounding give 0, by 1e-9 of themselves they do not."""
+    rewards = [np.full(5, 0.1) for _ in range(3)]
+    advantages = np.arange(15.0)
+    assert not sbtrpo.with_signal(advantages, rewards, 0.99).any()
+    rewards[1] = rewards[1] * (1 + 1e-15)
+    assert not sbtrpo.with_signal(advantages, rewards, 0.99).any()
+    rewards[1] = rewards[1] * (1 + 1e-9)
+    assert np.array_equal(sbtrpo.with_signal(advantages, rewards, 0.99), advantages)
+    alone = [np.array([0.0, 0.0, 1.0])]  # one episode: there is nothing to compare it with but itself
+    assert sbtrpo.with_signal(np.ones(3), alone, 0.99).all()
+    assert not sbtrpo.with_signal(np.ones(3), [np.ones(3)], 0.99).any()
