@@ -49,6 +49,7 @@ from autograd import make_ggnvp, make_vjp
 from tqdm import tqdm
 
 Vector = np.ndarray
+WEIGHTS, CRITICS, EPISODE = 2, 3, 4  # purposes of random streams; evaluation has 1
 class Failure(Exception):
     """Ends a run: one sentence that says what was wrong, where, and what to do."""
 
@@ -236,6 +237,10 @@ def fisher_product(policy: Policy, theta: Vector, observations: np.ndarray, damp
                          lambda new: mean_kl(policy, old, new))(theta)
     return lambda v: product(v) + damping * v
 
+def random(seed: int, purpose: int, index: int = 0) -> np.random.Generator:
+    """A stream of its own for each purpose and index: numpy keeps a spawn key apart from the seed."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, index)))
+
 # advantages
 def gae_advantages(signals: list, values: list, terminated: list, discount: float, gae_lambda: float) -> list:
     """sum_k (discount lambda)^k (r + discount V' - V)[t + k] of every episode, given T + 1 values of each.
@@ -259,9 +264,9 @@ def less_the_others(returns: list) -> list:
             for each, mean in zip(returns, others)]
 
 def with_signal(advantages: Vector, signals: list, discount: float) -> Vector:
-    """Advantages, but 0 where they are below the rounding of their returns; and everywhere, if the returns
-    of all episodes are equal at equal time (of one episode: if its signal is constant), whatever a critic says:
-    then no action has made a difference. The natural gradient knows no size, and would follow rounding."""
+    """Advantages, but 0 where they are below the rounding of their returns; and everywhere, if the
+    returns of all episodes are equal at equal time (of one episode: if its signal is constant): then no
+    action has made a difference, whatever a critic says, and a natural step would follow rounding."""
     ends = [True] * len(signals)
     returns = gae_advantages(signals, [np.zeros(len(each) + 1) for each in signals], ends, discount, 1.0)
     rounding = 1e-12 * max(np.abs(each).max() for each in returns)
@@ -364,7 +369,7 @@ def env_step(env, action) -> tuple:
 
 def run_episode(task: str, seed: int, index: int, actor: Actor) -> Episode:
     """Episode `index` of the run: the same bits in whatever process, and after whatever other episodes."""
-    rng, steps = np.random.default_rng([seed, index + 1]), []
+    rng, steps = random(seed, EPISODE, index), []
     try:
         env, act = make_env(task, threading.get_ident()), actor.acting(rng)
         observations, ended, truncated = [env.reset(seed=int(rng.integers(2**32)))[0]], False, False
@@ -454,7 +459,7 @@ def estimate_advantages(config: Config, episodes: list, inputs: np.ndarray, last
             advantages = [advantage - means[: len(advantage)] for advantage in advantages]
         advantages = np.concatenate(advantages)
         results.append(with_signal(advantages, [getattr(e, name) for e in episodes], config.discount))
-        rng = np.random.default_rng([config.seed, 0, state["epoch"]])
+        rng = random(config.seed, CRITICS, state["epoch"])
         critics.append(critic if critic_free else fit_critic(
             critic, sizes, np.delete(inputs, lasts, axis=0), advantages + np.delete(values, lasts), rng))
     return [*results, np.array(critics)]
@@ -508,7 +513,7 @@ def episode_metrics(episodes: list[Episode]) -> dict:
 
 def initial_state(config: Config) -> dict:
     """All that a run needs to go on where it stood: the content of checkpoint.npz."""
-    env, rng = make_env(config.task), np.random.default_rng([config.seed, 0])
+    env, rng = make_env(config.task), random(config.seed, WEIGHTS)
     discrete, size = hasattr(env.action_space, "n"), env.observation_space.shape[0]
     actions = int(env.action_space.n) if discrete else env.action_space.shape[0]
     log_std = np.full(0 if discrete else actions, math.log(config.initial_std))

@@ -57,6 +57,7 @@ from autograd.misc.optimizers import adam
 from tqdm import tqdm
 
 Vector = np.ndarray
+WEIGHTS, CRITICS, EPISODE = 2, 3, 4  # purposes of random streams; evaluation has 1
 class Failure(Exception):
     """Ends a run: one sentence that says what was wrong, where, and what to do."""
 
@@ -283,6 +284,10 @@ def fisher_product(policy: Policy, theta: Vector, observations: np.ndarray, damp
                          lambda new: mean_kl(policy, old, new))(theta)
     return lambda v: product(v) + damping * v
 
+def random(seed: int, purpose: int, index: int = 0) -> np.random.Generator:
+    """A stream of its own for each purpose and index: numpy keeps a spawn key apart from the seed."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, index)))
+
 # advantages
 def gae_advantages(signals: list, values: list, terminated: list, discount: float, gae_lambda: float) -> list:
     """sum_k (discount lambda)^k (r + discount V' - V)[t + k] of every episode, given T + 1 values of each.
@@ -306,9 +311,9 @@ def less_the_others(returns: list) -> list:
             for each, mean in zip(returns, others)]
 
 def with_signal(advantages: Vector, signals: list, discount: float) -> Vector:
-    """Advantages, but 0 where they are below the rounding of their returns; and everywhere, if the returns
-    of all episodes are equal at equal time (of one episode: if its signal is constant), whatever a critic says:
-    then no action has made a difference. The natural gradient knows no size, and would follow rounding."""
+    """Advantages, but 0 where they are below the rounding of their returns; and everywhere, if the
+    returns of all episodes are equal at equal time (of one episode: if its signal is constant): then no
+    action has made a difference, whatever a critic says, and a natural step would follow rounding."""
     ends = [True] * len(signals)
     returns = gae_advantages(signals, [np.zeros(len(each) + 1) for each in signals], ends, discount, 1.0)
     rounding = 1e-12 * max(np.abs(each).max() for each in returns)
@@ -411,7 +416,7 @@ def env_step(env, action) -> tuple:
 
 def run_episode(task: str, seed: int, index: int, actor: Actor) -> Episode:
     """Episode `index` of the run: the same bits in whatever process, and after whatever other episodes."""
-    rng, steps = np.random.default_rng([seed, index + 1]), []
+    rng, steps = random(seed, EPISODE, index), []
     try:
         env, act = make_env(task, threading.get_ident()), actor.acting(rng)
         observations, ended, truncated = [env.reset(seed=int(rng.integers(2**32)))[0]], False, False
@@ -539,7 +544,7 @@ def estimate_advantages(config: Config, episodes: list, inputs: np.ndarray, last
     """Advantages of reward and of cost for every step, each less its mean and over its std; and the critics,
     fitted to this batch for the next. In the first stage the cost's values are the CVaR of its quantiles."""
     results, critics, terminated = [], [], [episode.terminated for episode in episodes]
-    rng, layers = np.random.default_rng([config.seed, 0, state["epoch"]]), state["sizes"].tolist()[:-1]
+    rng, layers = random(config.seed, CRITICS, state["epoch"]), state["sizes"].tolist()[:-1]
     steps, quantiles = np.delete(inputs, lasts, axis=0), state["quantiles"]
 
     def gae(name, values, gae_lambda):
@@ -587,7 +592,7 @@ def train(config: Config, run: Path, state: dict) -> dict:
     unsafe, exclusion, about = make_actor(load_unsafe(config, run)) if excluding else None, None, {}
     executor, dtype = make_executor(config), np.dtype(f"float{config.precision}")
     sizes = (*state["sizes"].tolist()[:-1], config.quantiles)
-    quantiles = initial_parameters(sizes, [], np.random.default_rng([config.seed, 0, 2**40]), 0.0)
+    quantiles = initial_parameters(sizes, [], random(config.seed, WEIGHTS, 1), 0.0)
     state = {"quantiles": quantiles, "pid": np.full(2, math.nan), **state}
     bar = tqdm(total=config.total_steps, initial=state["steps"], unit="step", desc=config.stage,
                disable=not sys.stderr.isatty())
@@ -648,7 +653,7 @@ def episode_metrics(episodes: list[Episode]) -> dict:
 
 def initial_state(config: Config) -> dict:
     """All that a run needs to go on where it stood: the content of checkpoint.npz."""
-    env, rng = make_env(config.task), np.random.default_rng([config.seed, 0])
+    env, rng = make_env(config.task), random(config.seed, WEIGHTS)
     discrete, size = hasattr(env.action_space, "n"), env.observation_space.shape[0]
     actions = int(env.action_space.n) if discrete else env.action_space.shape[0]
     log_std = np.full(0 if discrete else actions, math.log(config.initial_std))

@@ -20,8 +20,8 @@ safe reward  the return of a safe episode, and 0 for any other one              
 Intervals are at 95%: the percentile bootstrap for means (5,000 resamples), Wilson's for the share. After
 several runs of one folder come the mean and standard deviation (n - 1) of the runs' means.
 
-Episode i is keyed by (evaluation seed, training seed, i) with the spawn key 1. Training keys its episodes
-without a spawn key, so no stream of random numbers is met twice. (The seed of a world has 32 bits: the
+Episode i is keyed by (evaluation seed, training seed, i) with the spawn key 1. Training has
+other spawn keys, 2 to 4, so no stream of random numbers is met twice. (The seed of a world has 32 bits: the
 chance that any of 100 is also one of the 40,000 of a long training is 1 in 1,000.) Nothing else is random, so
 the results do not depend on the number of workers. `--action-noise p` replaces each action, with probability
 p, by a uniformly random one; for several p, `--figure` draws return and cost of the sampled policies over p,

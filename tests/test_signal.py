@@ -28,9 +28,9 @@ def trained(script, options: str, folder: Path, monkeypatch) -> dict:
     (sbtrpo, "--update optimal --beta 0.99"), (ctrpo, "--cost-limit 60"), (strpo, "--exclusion none"),
     (strpo, "--stage unsafe")], ids=str)
 def test_a_cost_that_no_action_changes_leaves_the_run_as_it_is(script, options, tmp_path, monkeypatch):
-    """No cost, a constant one, and a function of time: the same policy, bit for bit. So the whole trust region
-    is the reward's; or nobody's, where a policy is to be as unsafe as possible. Control: a cost that depends on
-    actions changes the policy."""
+    """No cost, a constant one, and a function of time: the same policy, bit for bit. So the whole trust
+    region is the reward's; or nobody's, where a policy is to be as unsafe as possible. Control: a cost that
+    depends on actions changes the policy."""
     thetas = {}
     for task in ("Walk", "Toll", "Clock", "Unpaid"):
         arguments = f"{SMALL} environments:{task}-v0 --experiment {task} {options}"
@@ -67,3 +67,15 @@ def test_rounding_is_no_signal_and_what_is_above_it_is():
     alone = [np.array([0.0, 0.0, 1.0])]  # one episode: there is nothing to compare it with but itself
     assert sbtrpo.with_signal(np.ones(3), alone, 0.99).all()
     assert not sbtrpo.with_signal(np.ones(3), [np.ones(3)], 0.99).any()
+
+
+@pytest.mark.parametrize("script", [sbtrpo, ctrpo, strpo], ids=lambda script: script.__name__)
+def test_every_stream_of_random_numbers_is_another(script):
+    """Weights, critics and episodes of several seeds, with index 0 as well. Control: numpy pads a list with
+    zeros, so that [s, 0] and [s, 0, 0] are one stream."""
+    purposes = script.WEIGHTS, script.CRITICS, script.EPISODE
+    keys = [(seed, purpose, index) for seed in (0, 1, 2**32, 2**40) for purpose in purposes
+            for index in (0, 1, 2, 2**32, 2**40)]
+    assert len({script.random(*key).integers(2**63) for key in keys}) == len(keys) == 60
+    first, second = (np.random.default_rng(key).integers(2**63) for key in ([7, 0], [7, 0, 0]))
+    assert first == second
