@@ -21,7 +21,7 @@ Differs from the paper in
  1. (2) needs no kappa in its denominator: where the numerator is positive, so is the denominator.
  2. `--update optimal` takes the best step that meets (1), not the best convex combination: beyond the paper.
  3. `--cost-limit b` > 0 asks for min(beta * best decrease, J_c - b): an extension. b = 0 is the paper.
- 4. Returns lose their batch mean at equal time (`--baseline none`: the paper); 5 CG iterations filter noise.
+ 4. Returns lose the others' mean at equal time (`--baseline none`: the paper); 5 CG iterations filter noise.
 
 symbol    name in code               shape       unit
 theta     theta                      (p,)        policy parameters: weights and biases, then log std
@@ -38,7 +38,7 @@ Run `uv run sbtrpo.py`, see `--help`, or read on: the update stands next, `train
 import argparse, csv, dataclasses, functools, importlib.metadata, importlib.util, io, json, math
 import multiprocessing, os, re, signal, sys, threading, time, unittest.mock
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from itertools import accumulate, pairwise, zip_longest
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -76,7 +76,7 @@ class Config:
     beta: float = option(0.75, "beta, safety bias: fraction of the best cost decrease to keep", "0 < x <= 1")
     cost_limit: float = option(0.0, "b [undiscounted cost per episode]; > 0 is an extension", "0 <= x < inf")
     advantage: str = option("mc", "Monte Carlo returns, or GAE with two critics", "x in ('mc', 'gae')")
-    baseline: str = option("time", "subtracted from returns: mean at equal time", "x in ('time', 'none')")
+    baseline: str = option("time", "subtracted from returns: the others' mean at equal time", "x in ('time', 'none')")
     discount: float = option(0.99, "gamma, of reward and cost", "0 <= x <= 1")
     gae_lambda: float = option(0.95, "lambda of GAE", "0 <= x <= 1")
     hidden: tuple = option((64, 64), "widths of the tanh layers", "min(x) >= 1")
@@ -454,9 +454,11 @@ def estimate_advantages(config: Config, episodes: list, inputs: np.ndarray, last
         values = np.zeros(len(inputs)) if critic_free else network(unflatten(critic, sizes)[0], inputs)[:, 0]
         advantages = gae_advantages([getattr(e, name) for e in episodes], np.split(values, lasts[:-1] + 1),
                                     terminated, config.discount, 1.0 if critic_free else config.gae_lambda)
-        if critic_free and config.baseline == "time":  # each is in its own mean: shrinks g by 1/episodes
-            means = np.array([np.mean([a for a in now if a is not None]) for now in zip_longest(*advantages)])
-            advantages = [advantage - means[: len(advantage)] for advantage in advantages]
+        if critic_free and config.baseline == "time":
+            if len(episodes) == 1:
+                raise Failure(f"a batch of one episode, {len(advantages[0]):,} steps long, has no others to be "
+                              "compared with: take a larger --batch-steps, or --advantage gae.")
+            advantages = less_the_others(advantages)
         advantages = np.concatenate(advantages)
         results.append(with_signal(advantages, [getattr(e, name) for e in episodes], config.discount))
         rng = random(config.seed, CRITICS, state["epoch"])

@@ -1984,9 +1984,9 @@ def test_advantages_are_the_weighted_n_step_advantages():
     check("  control: terminated taken for truncated (largest)", control, at_least=0.1)
 
 
-def test_time_baseline_is_the_batch_mean_at_equal_time():
-    """Of every advantage, the mean over the episodes that reach its time step is subtracted; `none` keeps the
-    discounted returns. Control: the two differ."""
+def test_time_baseline_is_the_mean_of_the_others_at_equal_time():
+    """Of every return, the mean over the other episodes that reach its time step is subtracted; where there
+    are none, 0 is left. `none` keeps the discounted returns. Control: the two differ."""
     rng, lengths = np.random.default_rng(9), [3, 1, 5, 4]
     episodes = [sbtrpo.Episode(np.zeros((n + 1, 2)), np.zeros(n, int), *rng.normal(size=(2, n)), True)
                 for n in lengths]
@@ -1999,10 +1999,14 @@ def test_time_baseline_is_the_batch_mean_at_equal_time():
     for k, name in enumerate(("rewards", "costs")):
         sums = [np.array([sum(0.9**k * x for k, x in enumerate(signal[t:])) for t in range(len(signal))])
                 for signal in (getattr(episode, name) for episode in episodes)]
-        means = [np.mean([s[t] for s in sums if len(s) > t]) for t in range(5)]
-        less = np.concatenate([s - means[: len(s)] for s in sums])
+        less = []
+        for i, own in enumerate(sums):
+            others = sums[:i] + sums[i + 1:]
+            for t, value in enumerate(own):
+                now = [other[t] for other in others if len(other) > t]
+                less.append(value - np.mean(now) if now else 0.0)
         check("baseline none: returns as they are", np.abs(found["none"][k] - np.hstack(sums)).max(), 1e-12)
-        check("baseline time: less the mean at equal time", np.abs(found["time"][k] - less).max(), 1e-12)
+        check("baseline time: less the others' mean at equal time", np.abs(found["time"][k] - less).max(), 1e-12)
         check("  control: the two differ", np.abs(np.hstack(sums) - less).max(), at_least=0.1)
 
 

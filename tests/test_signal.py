@@ -79,3 +79,12 @@ def test_every_stream_of_random_numbers_is_another(script):
     assert len({script.random(*key).integers(2**63) for key in keys}) == len(keys) == 60
     first, second = (np.random.default_rng(key).integers(2**63) for key in ([7, 0], [7, 0, 0]))
     assert first == second
+
+
+def test_a_batch_of_one_episode_is_refused_where_it_could_teach_nothing(tmp_path, monkeypatch):
+    """With the others' mean for a baseline; a critic learns from one episode. Control: two episodes."""
+    one = f"{SMALL} environments:Walk-v0 --total-steps 100 --batch-steps 50"
+    with pytest.raises(sbtrpo.Failure, match="one episode.*--batch-steps"):
+        trained(sbtrpo, one, tmp_path, monkeypatch)
+    for options in ("--experiment critic --advantage gae", "--experiment two --batch-steps 51"):
+        assert trained(sbtrpo, f"{one} {options}", tmp_path, monkeypatch)["steps"] == 100
