@@ -76,7 +76,7 @@ class Config:
     beta: float = option(0.75, "beta, safety bias: fraction of the best cost decrease to keep", "0 < x <= 1")
     cost_limit: float = option(0.0, "b [undiscounted cost per episode]; > 0 is an extension", "0 <= x < inf")
     advantage: str = option("mc", "Monte Carlo returns, or GAE with two critics", "x in ('mc', 'gae')")
-    baseline: str = option("time", "subtracted from returns: the others' mean at equal time", "x in ('time', 'none')")
+    baseline: str = option("time", "of returns: the others' mean at equal time", "x in ('time', 'none')")
     discount: float = option(0.99, "gamma, of reward and cost", "0 <= x <= 1")
     gae_lambda: float = option(0.95, "lambda of GAE", "0 <= x <= 1")
     hidden: tuple = option((64, 64), "widths of the tanh layers", "min(x) >= 1")
@@ -456,7 +456,7 @@ def estimate_advantages(config: Config, episodes: list, inputs: np.ndarray, last
                                     terminated, config.discount, 1.0 if critic_free else config.gae_lambda)
         if critic_free and config.baseline == "time":
             if len(episodes) == 1:
-                raise Failure(f"a batch of one episode, {len(advantages[0]):,} steps long, has no others to be "
+                raise Failure(f"a batch of one episode, of {len(inputs) - 1:,} steps, has no others to be "
                               "compared with: take a larger --batch-steps, or --advantage gae.")
             advantages = less_the_others(advantages)
         advantages = np.concatenate(advantages)
