@@ -49,7 +49,7 @@ Run `uv run ctrpo.py`, see `--help`, or read on: the update stands next, `train`
 import argparse, csv, dataclasses, functools, importlib.metadata, importlib.util, io, json, math
 import multiprocessing, os, re, signal, sys, threading, time, unittest.mock
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -71,6 +71,8 @@ PRESETS = {"none": {}, "paper": {  # what the published runs were made with
     "batch_steps": 20_000, "barrier": "xlogx", "beta": 1.0, "hysteresis": 0.8, "official_units": 1,
     "cost_window": 50, "cg_iterations": 15, "damping": 0.1}}
 
+CRITIC_OUTPUTS = {"reward": 1, "cost": 1}
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The options of a run: default, symbol and meaning [unit], range. The command line is made of it."""
@@ -89,13 +91,13 @@ class Config:
     hysteresis: float = option(0.8, "h: recovery, also at the start, ends when J_c < h b", "0 < x <= 1")
     cost_window: int = option(1, "J_c: running mean of so many episodes; 1: the batch's own", "x >= 1")
     official_units: int = option(0, "1: cost and KL in the units of the official release", "x in (0, 1)")
+    advantage: str = option("gae", "see estimate_advantages", "x in ('mc', 'time', 'gae')")
     discount: float = option(0.99, "gamma, of reward and cost", "0 <= x < 1")
     gae_lambda: float = option(0.95, "lambda of GAE", "0 <= x <= 1")
     hidden: tuple = option((64, 64), "widths of the tanh layers", "min(x) >= 1")
     initial_std: float = option(1.0, "std of a Gaussian policy at the start [action]", "0 < x < inf")
     cg_iterations: int = option(5, "conjugate-gradient iterations for each direction", "x >= 1")
     damping: float = option(1e-4, "added to the diagonal of F", "0 <= x < inf")
-    precision: int = option(32, "bits of a number in the networks; vectors have 64", "x in (32, 64)")
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -252,57 +254,115 @@ def random(seed: int, purpose: int, index: int = 0) -> np.random.Generator:
     """A stream of its own for each purpose and index: numpy keeps a spawn key apart from the seed."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, index)))
 
-# advantages
-def gae_advantages(signals: list, values: list, terminated: list, discount: float, gae_lambda: float) -> list:
-    """sum_k (discount lambda)^k (r + discount V' - V)[t + k] of every episode, given T + 1 values of each.
-    The last value counts if the episode was truncated, not if it terminated. V = 0, lambda = 1: returns."""
-    advantages = []
-    for rewards, value, ended in zip(signals, values, terminated):
-        residuals = rewards + discount * np.append(value[1:-1], 0 if ended else value[-1]) - value[:-1]
-        sums = accumulate(residuals[::-1].tolist(), lambda later, now: now + discount * gae_lambda * later)
-        advantages.append(np.array(list(sums))[::-1])
-    return advantages
+# advantages and critics
+class Batch(NamedTuple):
+    raw: np.ndarray  # (n + episodes, size): T + 1 observations an episode, as the environment gave them
+    inputs: np.ndarray  # the same, normalised; float32
+    lasts: np.ndarray  # (episodes,): rows that have no action
+    observations: np.ndarray  # (n, size): inputs without these
+    actions: np.ndarray  # (n, k), or (n,) indices
+    reward: Vector  # (n,)
+    cost: Vector  # (n,)
+    lengths: np.ndarray  # (episodes,): T
+    terminated: np.ndarray  # (episodes,): otherwise truncated
 
-def less_the_others(returns: list) -> list:
-    """Returns less the mean of the other episodes at equal time; 0 where no other episode is as long."""
-    lengths = np.array([len(each) for each in returns])
-    table = np.zeros((len(returns), lengths.max()))
-    for row, each in zip(table, returns):
-        row[: len(each)] = each
-    count = (lengths[:, None] > np.arange(lengths.max())).sum(axis=0)
+def make_batch(episodes, actor):
+    raw, actions, reward, cost = map(np.concatenate, list(zip(*episodes))[:4])
+    lengths = np.array([len(episode.costs) for episode in episodes])
+    lasts = np.cumsum(lengths + 1) - 1
+    inputs = actor.normalise(raw).astype(np.float32)
+    if not actor.policy.discrete:
+        actions = actions.astype(np.float32)
+    return Batch(raw, inputs, lasts, np.delete(inputs, lasts, axis=0), actions, reward, cost, lengths,
+                 terminated=np.array([episode.terminated for episode in episodes]))
+
+def by_time(values, lengths):
+    """(n,) values as a table (episodes, longest T), padded with zeros, and the mask of what is not padded."""
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    table = np.zeros(mask.shape)
+    table[mask] = values
+    return table, mask
+
+def discounted_sums(values, lengths, discount):
+    """y[t] = values[t] + discount y[t + 1], within each episode."""
+    table, mask = by_time(values, lengths)
+    for t in reversed(range(table.shape[1] - 1)):
+        table[:, t] += discount * table[:, t + 1]
+    return table[mask]
+
+def gae(batch, signal, values, discount, gae_lambda):
+    """sum_k (discount lambda)^k (r + discount V' - V)[t + k], given V of all T + 1 observations. The last
+    one counts where an episode was truncated, not where it terminated."""
+    following = np.delete(values, batch.lasts - batch.lengths)
+    following[np.cumsum(batch.lengths)[batch.terminated] - 1] = 0
+    residuals = signal + discount * following - np.delete(values, batch.lasts)
+    return discounted_sums(residuals, batch.lengths, discount * gae_lambda)
+
+def less_the_others(returns, lengths):
+    """Returns less the mean of the other episodes at equal time; 0 where no other is as long."""
+    table, mask = by_time(returns, lengths)
+    count = mask.sum(axis=0)
     others = (table.sum(axis=0) - table) / np.maximum(count - 1, 1)
-    return [np.where(count[: len(each)] > 1, each - mean[: len(each)], 0.0)
-            for each, mean in zip(returns, others)]
+    return np.where(count > 1, table - others, 0.0)[mask]
 
-def with_signal(advantages: Vector, signals: list, discount: float) -> Vector:
-    """Advantages, but 0 where they are below the rounding of their returns; and everywhere, if the
-    returns of all episodes are equal at equal time (of one episode: if its signal is constant): then no
-    action has made a difference, whatever a critic says, and a natural step would follow rounding."""
-    ends = [True] * len(signals)
-    returns = gae_advantages(signals, [np.zeros(len(each) + 1) for each in signals], ends, discount, 1.0)
-    rounding = 1e-12 * max(np.abs(each).max() for each in returns)
-    contrast = less_the_others(returns) if len(signals) > 1 else [signals[0] - signals[0].mean()]
-    if not any((np.abs(each) > rounding).any() for each in contrast):
+def with_signal(advantages, signal, returns, lengths):
+    """Advantages, but 0 where they are below the rounding of the returns; and everywhere, if at equal
+    time the returns of all episodes are equal (of a single one: if its signal is constant): then no action
+    has made a difference, whatever a critic says, and a natural step would follow rounding."""
+    rounding = 1e-12 * np.abs(returns).max()
+    contrast = signal - signal.mean()
+    if len(lengths) > 1:
+        contrast = less_the_others(returns, lengths)
+    if np.abs(contrast).max() <= rounding:
         return np.zeros_like(advantages)
     return np.where(np.abs(advantages) > rounding, advantages, 0.0)
 
-def fit_critic(critic: Vector, sizes: tuple[int, ...], inputs: np.ndarray, targets: Vector, rng) -> Vector:
-    """Least squares by ten passes of Adam over minibatches; back-propagated by hand, it is far faster."""
+def fit_critic(critic, sizes, inputs, targets, rng):
+    """Least squares by ten passes of Adam over minibatches of 256; its gradient by hand, for speed."""
     critic, targets = critic.astype(inputs.dtype), targets.astype(inputs.dtype)[:, None]
     slope, mean, square = np.zeros((3, len(critic)), inputs.dtype)
-    (layers, _), (slopes, _) = unflatten(critic, sizes), unflatten(slope, sizes)  # views of both
-    batches = [np.array_split(rng.permutation(len(inputs)), math.ceil(len(inputs) / 256)) for _ in range(10)]
-    for t, rows in enumerate(sum(batches, []), start=1):
+    layers, slopes = unflatten(critic, sizes)[0], unflatten(slope, sizes)[0]  # views: they follow
+    batches, count = [], math.ceil(len(inputs) / 256)
+    for _ in range(10):
+        batches += np.array_split(rng.permutation(len(inputs)), count)
+    for t, rows in enumerate(batches, start=1):
         hidden = [inputs[rows]]
         for W, b in layers[:-1]:
             hidden.append(np.tanh(hidden[-1] @ W + b))
-        error = (hidden[-1] @ layers[-1][0] + layers[-1][1] - targets[rows]) / len(rows)
+        W, b = layers[-1]
+        error = (hidden[-1] @ W + b - targets[rows]) / len(rows)
         for (W, _), (dW, db), h in zip(layers[::-1], slopes[::-1], hidden[::-1]):
-            dW[:], db[:], error = h.T @ error, error.sum(0), error @ W.T * (1 - h * h)
+            dW[:], db[:] = h.T @ error, error.sum(0)
+            error = error @ W.T * (1 - h * h)
         mean += 0.1 * (slope - mean)
         square += 0.001 * (slope * slope - square)
-        critic -= 2e-3 * math.sqrt(1 - 0.999**t) / (1 - 0.9**t) * mean / (np.sqrt(square) + 1e-8)
+        rate = 2e-3 * math.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        critic -= rate * mean / (np.sqrt(square) + 1e-8)
     return critic.astype(float)
+
+def estimate_advantages(config, batch, state):
+    """Advantages of reward and of cost, (n,) each, and the critics, fitted to this batch for the next:
+    mc    discounted return to go
+    time  the same, less the mean of the other episodes at equal time
+    gae   generalised advantage estimation with a critic for each, less the batch mean"""
+    sizes, advantages, critics = (*state["sizes"][:-1].tolist(), 1), [], {}
+    rng = random(config.seed, CRITICS, state["epoch"])
+    if config.advantage == "time" and len(batch.lengths) == 1:
+        raise Failure(f"a batch of one episode, of {len(batch.cost):,} steps, has no others to be compared "
+                      "with: take a larger --batch-steps, or --advantage gae.")
+    for name, signals in (("reward", batch.reward), ("cost", batch.cost)):
+        returns = estimate = discounted_sums(signals, batch.lengths, config.discount)
+        if config.advantage == "time":
+            estimate = less_the_others(returns, batch.lengths)
+        if config.advantage == "gae":
+            critic = state[name + "_critic"]
+            values = network(unflatten(critic, sizes)[0], batch.inputs)[:, 0]
+            estimate = gae(batch, signals, values, config.discount, config.gae_lambda)
+            targets = estimate + np.delete(values, batch.lasts)
+            critics[name + "_critic"] = fit_critic(critic, sizes, batch.observations, targets, rng)
+            estimate = estimate - estimate.mean()
+        advantages.append(with_signal(estimate, signals, returns, batch.lengths))
+    return *advantages, critics
 
 # environments and episodes
 @functools.lru_cache
@@ -465,24 +525,6 @@ def update_policy(config: Config, policy: Policy, theta: Vector, observations: n
     theta, found = line_search(judge, theta, step)
     return theta, info | found | {"reward_residual": reward_residual, "cost_residual": cost_residual}
 
-def estimate_advantages(config: Config, episodes: list, inputs: np.ndarray, lasts: Vector, state: dict):
-    """Advantages of reward and of cost for every step, less their means; critics fitted to this batch, for
-    the next; and how much of the variance of their targets they had explained before."""
-    results, critics, explained = [], [], []
-    sizes, terminated = (*state["sizes"].tolist()[:-1], 1), [episode.terminated for episode in episodes]
-    for name, critic in zip(("rewards", "costs"), state["critics"]):
-        values = network(unflatten(critic, sizes)[0], inputs)[:, 0]
-        advantages = np.concatenate(gae_advantages(
-            [getattr(e, name) for e in episodes], np.split(values, lasts[:-1] + 1), terminated,
-            config.discount, config.gae_lambda))
-        targets = advantages + np.delete(values, lasts)
-        results.append(with_signal(advantages - advantages.mean(), [getattr(e, name) for e in episodes],
-                                   config.discount))
-        explained.append(1 - advantages.var() / (targets.var() or math.nan))
-        rng = random(config.seed, CRITICS, state["epoch"])
-        critics.append(fit_critic(critic, sizes, np.delete(inputs, lasts, axis=0), targets, rng))
-    return [*results, np.array(critics), explained]
-
 def windowed_cost(before: Vector, costs: Vector, window: int) -> tuple[float, Vector]:
     """J_c: the mean, over the episodes of a batch, of the mean cost of the last `window` at the end of each;
     and the last costs, for the next batch. With a window of 1, the mean cost of the batch."""
@@ -492,7 +534,7 @@ def windowed_cost(before: Vector, costs: Vector, window: int) -> tuple[float, Ve
 
 def train(config: Config, run: Path, state: dict) -> dict:
     """The paper's Algorithm 1: collect, estimate, update, log and save, until config.total_steps are done."""
-    executor, dtype = make_executor(config), np.dtype(f"float{config.precision}")
+    executor = make_executor(config)
     bar = tqdm(total=config.total_steps, initial=state["steps"], unit="step", disable=not sys.stderr.isatty())
     try:
         while state["steps"] < config.total_steps:
@@ -501,10 +543,8 @@ def train(config: Config, run: Path, state: dict) -> dict:
             executor, episodes = collect(
                 executor, config, actor, state["next_episode"], length, config.batch_steps)
             collected = time.perf_counter()
-            raw, actions = (np.concatenate(parts) for parts in list(zip(*episodes))[:2])
-            lasts = np.cumsum([len(episode.observations) for episode in episodes]) - 1  # no action there
-            inputs = actor.normalise(raw).astype(dtype)
-            rewards, costs, critics, explained = estimate_advantages(config, episodes, inputs, lasts, state)
+            batch = make_batch(episodes, actor)
+            rewards, costs, critics = estimate_advantages(config, batch, state)
             metrics = episode_metrics(episodes)
             # mean over steps -> cost per episode: times its steps (the release: discounted, 1 / (1 - gamma))
             costs = costs * (1 / (1 - config.discount) if config.official_units else metrics["EpLen"])
@@ -513,14 +553,13 @@ def train(config: Config, run: Path, state: dict) -> dict:
             ends_at = config.cost_limit * (config.hysteresis if state.get("recovery", True) else 1.0)
             recovery = mean_cost >= ends_at
             theta, info = update_policy(
-                config, actor.policy, state["theta"], np.delete(inputs, lasts, axis=0),
-                actions.astype(int if state["discrete"] else dtype), rewards, costs,
+                config, actor.policy, state["theta"], batch.observations, batch.actions, rewards, costs,
                 0.0 if recovery else config.cost_limit - mean_cost)
             finished = time.perf_counter()
             metrics["EpCostRegret"] = state["regret"] + max(0.0, metrics["EpCost"] - config.cost_limit)
-            state = {**state, "theta": theta, "critics": critics, "regret": metrics["EpCostRegret"],
-                     "moments": state["moments"] + [0 * raw[0] + len(raw), raw.sum(0), (raw**2).sum(0)],
-                     "epoch": state["epoch"] + 1, "steps": state["steps"] + len(actions),
+            state = {**state, **critics, "theta": theta, "regret": metrics["EpCostRegret"],
+                     "moments": added(state["moments"], batch.raw),
+                     "epoch": state["epoch"] + 1, "steps": state["steps"] + len(batch.cost),
                      "next_episode": state["next_episode"] + len(episodes), "recovery": recovery,
                      "recent": recent}
             save(run, state, {
@@ -529,10 +568,9 @@ def train(config: Config, run: Path, state: dict) -> dict:
                 "Train/KL": info.pop("realised_kl"), "Misc/AcceptanceStep": info.pop("trials"),
                 **{f"Misc/{name}": value for name, value in info.items()}, "Misc/recovery": int(recovery),
                 **({"Misc/mean_cost": mean_cost} if config.cost_window > 1 else {}),  # else it is EpCost
-                "Misc/reward_explained": explained[0], "Misc/cost_explained": explained[1],
                 "Time/Total": finished - started,
                 "Time/Rollout": collected - started, "Time/Update": finished - collected})
-            bar.update(len(actions))
+            bar.update(len(batch.cost))
             bar.set_postfix(ret=metrics["EpRet"], cost=metrics["EpCost"], recovery=int(recovery))
         return state
     finally:
@@ -555,15 +593,22 @@ def initial_state(config: Config) -> dict:
     return {"sizes": np.array([size, *config.hidden, actions]), "discrete": discrete,
             "theta": initial_parameters((size, *config.hidden, actions), log_std, rng),
             # a critic says 0 until it has learned: what it never met has no gradient
-            "critics": np.array([initial_parameters((size, *config.hidden, 1), [], rng, 0.0) for _ in "rc"]),
-            "moments": np.zeros((3, size)),  # of the observations: count, sum, sum of squares
+            **{f"{name}_critic": initial_parameters((size, *config.hidden, outputs), [], rng, 0.0)
+               for name, outputs in CRITIC_OUTPUTS.items()},
+            "moments": np.zeros((3, size)),  # of the observations: count, mean, sum of squared deviations
             "epoch": 0, "steps": 0, "next_episode": 0, "regret": 0.0, "progress": b""}
+
+def added(moments: np.ndarray, raw: np.ndarray) -> np.ndarray:
+    """Count, mean and sum of squared deviations, with more observations (Chan et al. 1983)."""
+    (count, mean, squares), new = moments, len(raw)
+    shift, total = raw.mean(0) - mean, count + new
+    squares = squares + ((raw - raw.mean(0)) ** 2).sum(0) + shift**2 * count * new / total
+    return np.array([total, mean + shift * new / total, squares])
 
 def make_actor(state: dict) -> Actor:
     """The policy; observations are scaled by mean and std of all before this epoch (0 and 1 at first)."""
-    count, total, squares = state["moments"]
-    mean = total / np.maximum(count, 1)
-    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-6)) if state["steps"] else np.ones_like(mean)
+    count, mean, squares = state["moments"]
+    std = np.sqrt(np.maximum(squares / np.maximum(count, 1), 1e-6)) if count[0] else np.ones_like(mean)
     policy = Policy(tuple(state["sizes"].tolist()), state["discrete"])
     return Actor(policy, state["theta"], mean, std)
 

@@ -1720,7 +1720,7 @@ def test_constrained_update_judges_the_constrained_divergence(barrier):
     KL alone would have let a larger fraction pass."""
     wider, margins = 0, (1.0 if barrier == "log" else 0.1, 0)
     for policy, official, margin in itertools.product(POLICIES, (0, 1), margins):
-        config = ctrpo.Config(precision=64, barrier=barrier, official_units=official)
+        config = ctrpo.Config(barrier=barrier, official_units=official)
         (theta, observations), rng = network(policy, 200), np.random.default_rng(25)
         old = ctrpo.distributions(policy, theta, observations)
         actions = (rng.integers(2, size=200) if policy.discrete
@@ -1766,7 +1766,7 @@ def test_official_units_are_the_metric_of_the_release(barrier):
     """Shipped update_policy with --official-units 1 on 200 samples, Gaussian policies of k = 2 action
     dimensions, as many CG iterations as parameters: the direction of its step solves the release's own system
     densely, (F / k + damping I + beta phi''(m) g_c g_c^T) y = g_r. Control: damping F, and not F / k."""
-    config = ctrpo.Config(precision=64, barrier=barrier, official_units=1, damping=0.1, cg_iterations=200)
+    config = ctrpo.Config(barrier=barrier, official_units=1, damping=0.1, cg_iterations=200)
     worst, control = 0.0, 1.0
     for policy in (policy for policy in POLICIES if not policy.discrete):
         (theta, observations), rng = network(policy, 200), np.random.default_rng(25)
@@ -1951,6 +1951,9 @@ def test_what_is_not_finite_is_refused():
 # ------------------------------------------------------------------------------------- advantages and critics
 
 
+UNSCALED = sbtrpo.Actor(sbtrpo.Policy((2, 3, 2), True), np.zeros(0), np.zeros(2), np.ones(2))
+
+
 def n_step_advantages(rewards, values, terminated, discount, gae_lambda) -> np.ndarray:
     """GAE as its paper defines it: the mean of the n-step advantages, weighted in proportion to lambda^n."""
     T, values = len(rewards), np.append(values[:-1], 0 if terminated else values[-1])
@@ -1972,30 +1975,45 @@ def test_advantages_are_the_weighted_n_step_advantages():
         discount, gae_lambda = rng.uniform(size=2)
         for ended in (False, True):
             naive = n_step_advantages(rewards, values, ended, discount, gae_lambda)
-            found, = sbtrpo.gae_advantages([rewards], [values], [ended], discount, gae_lambda)
+            seen, actions = np.zeros((length + 1, 2)), np.zeros(length, int)
+            batch = sbtrpo.make_batch([sbtrpo.Episode(seen, actions, rewards, rewards, ended)], UNSCALED)
+            found = sbtrpo.gae(batch, rewards, values, discount, gae_lambda)
             worst = max(worst, np.abs(found - naive).max())
             control = max(control, np.abs(found - n_step_advantages(
                 rewards, values, not ended, discount, gae_lambda)).max())
-            found, = sbtrpo.gae_advantages([rewards], [0 * values], [ended], discount, 1.0)
             double = [sum(discount**k * rewards[t + k] for k in range(length - t)) for t in range(length)]
-            returns = max(returns, np.abs(found - double).max())
+            for found in (sbtrpo.gae(batch, rewards, 0 * values, discount, 1.0),
+                          sbtrpo.discounted_sums(rewards, batch.lengths, discount)):
+                returns = max(returns, np.abs(found - double).max())
     check("GAE = weighted n-step advantages", worst, at_most=IDENTITY)
     check("GAE with V = 0, lambda = 1, = Monte Carlo returns", returns, at_most=IDENTITY)
     check("  control: terminated taken for truncated (largest)", control, at_least=0.1)
 
 
+def test_several_episodes_are_estimated_as_each_by_itself():
+    """GAE of a batch of episodes of 1 to 6 steps, some terminated, is that of batches of one."""
+    rng, episodes = np.random.default_rng(8), []
+    for length, ended in ((3, True), (1, False), (6, False), (1, True), (4, True)):
+        seen, signals = rng.normal(size=(length + 1, 2)), rng.normal(size=(2, length))
+        episodes.append(sbtrpo.Episode(seen, np.zeros(length, int), *signals, ended))
+    values, batch = rng.normal(size=20), sbtrpo.make_batch(episodes, UNSCALED)
+    together = sbtrpo.gae(batch, batch.cost, values, 0.9, 0.8)
+    alone = [sbtrpo.gae(sbtrpo.make_batch([episode], UNSCALED), episode.costs, own, 0.9, 0.8)
+             for episode, own in zip(episodes, np.split(values, batch.lasts[:-1] + 1))]
+    check("GAE of several episodes = of each", np.abs(together - np.concatenate(alone)).max(), 1e-12)
+
+
 def test_time_baseline_is_the_mean_of_the_others_at_equal_time():
     """Of every return, the mean over the other episodes that reach its time step is subtracted; where there
-    are none, 0 is left. `none` keeps the discounted returns. Control: the two differ."""
+    are none, 0 is left. `mc` keeps the discounted returns. Control: the two differ."""
     rng, lengths = np.random.default_rng(9), [3, 1, 5, 4]
     episodes = [sbtrpo.Episode(np.zeros((n + 1, 2)), np.zeros(n, int), *rng.normal(size=(2, n)), True)
                 for n in lengths]
-    state = {"sizes": np.array([2, 3, 2]), "critics": np.zeros((2, 0)), "epoch": 0}
-    inputs = np.zeros((17, 2))
-    lasts, found = np.cumsum(np.add(lengths, 1)) - 1, {}
-    for baseline in ("none", "time"):
-        config = sbtrpo.Config(baseline=baseline, discount=0.9)
-        *found[baseline], _ = sbtrpo.estimate_advantages(config, episodes, inputs, lasts, state)
+    state, found = {"sizes": np.array([2, 3, 2]), "epoch": 0}, {}
+    for advantage in ("mc", "time"):
+        config = sbtrpo.Config(advantage=advantage, discount=0.9)
+        batch = sbtrpo.make_batch(episodes, UNSCALED)
+        *found[advantage], _ = sbtrpo.estimate_advantages(config, batch, state)
     for k, name in enumerate(("rewards", "costs")):
         sums = [np.array([sum(0.9**k * x for k, x in enumerate(signal[t:])) for t in range(len(signal))])
                 for signal in (getattr(episode, name) for episode in episodes)]
@@ -2005,8 +2023,8 @@ def test_time_baseline_is_the_mean_of_the_others_at_equal_time():
             for t, value in enumerate(own):
                 now = [other[t] for other in others if len(other) > t]
                 less.append(value - np.mean(now) if now else 0.0)
-        check("baseline none: returns as they are", np.abs(found["none"][k] - np.hstack(sums)).max(), 1e-12)
-        check("baseline time: less the others' mean then", np.abs(found["time"][k] - less).max(), 1e-12)
+        check("advantage mc: returns as they are", np.abs(found["mc"][k] - np.hstack(sums)).max(), 1e-12)
+        check("advantage time: less the others' mean", np.abs(found["time"][k] - less).max(), 1e-12)
         check("  control: the two differ", np.abs(np.hstack(sums) - less).max(), at_least=0.1)
 
 
@@ -2051,12 +2069,10 @@ def test_environment_keeps_the_gymnasium_contract(name):
 def gradient_errors(config, actor, episodes, exact) -> list:
     """[|sampled - exact| of reward and cost gradient, largest over parameters], in standard errors of the
     ratio (sum over steps of grad log pi * A) / steps, from 60 groups of episodes."""
-    observations = np.concatenate([e.observations for e in episodes])
-    lasts = np.cumsum([len(e.observations) for e in episodes]) - 1
-    state = {"sizes": np.array(actor.policy.sizes), "critics": np.zeros((2, 0)), "epoch": 0}
-    *advantages, _ = sbtrpo.estimate_advantages(config, episodes, observations, lasts, state)
-    inputs, actions = np.delete(observations, lasts, axis=0), np.concatenate([e.actions for e in episodes])
-    ends = np.cumsum([len(e.actions) for e in episodes])[np.linspace(0, len(episodes) - 1, 61).astype(int)]
+    batch, state = sbtrpo.make_batch(episodes, actor), {"sizes": np.array(actor.policy.sizes), "epoch": 0}
+    *advantages, _ = sbtrpo.estimate_advantages(config, batch, state)
+    inputs, actions = batch.observations.astype(float), batch.actions
+    ends = np.cumsum(batch.lengths)[np.linspace(0, len(episodes) - 1, 61).astype(int)]
     errors = []
     for advantage, g in zip(advantages, exact):
         residuals = []
@@ -2085,9 +2101,9 @@ def test_sampled_gradients_are_the_exact_ones(name):
 
     logits, J = table(actor.theta), jacobian(table)(actor.theta)
     exact = [np.tensordot(world.gradient(logits, f), J, 2) for f in (world.r, world.c)]
-    for baseline in ("none", "time"):
-        errors = gradient_errors(replace(config, baseline=baseline), actor, episodes, exact)
-        check(f"sampled gradients, baseline {baseline} [standard errors]", max(errors), at_most=6)
+    for advantage in ("mc", "time"):
+        errors = gradient_errors(replace(config, advantage=advantage), actor, episodes, exact)
+        check(f"sampled gradients, advantage {advantage} [standard errors]", max(errors), at_most=6)
     myopic = gradient_errors(replace(config, discount=0.0), actor, episodes, exact)
     check("  control: what one step brings, instead of returns", min(myopic), at_least=8)
     costs = np.array([episode.costs.sum() for episode in episodes])
@@ -2104,7 +2120,7 @@ def test_error_of_a_sampled_gradient_follows_the_noise_law():
     sys.path.append(str(HERE / "experiments"))
     import noise
     fixed, case = noise.Case("TwoState-v0", 0, 512, length=60), noise.Case("TwoState-v0", 0, 4096)
-    for baseline, golden in (("none", 4.4), ("time", 0.6), ("value", 0.5)):
+    for baseline, golden in (("mc", 4.4), ("time", 0.6), ("value", 0.5)):
         scale = fixed.noise_scale(baseline)[1]["noise_scale"]
         check("noise scale of 60 steps: |n* / golden - 1|", abs(scale / golden - 1), at_most=0.15)
         law = math.sqrt(case.noise_scale(baseline)[1]["noise_scale"] / 64)
@@ -2113,23 +2129,8 @@ def test_error_of_a_sampled_gradient_follows_the_noise_law():
         check("noise law, 64 episodes: |rms error / sqrt(n* / n) - 1|", abs(error / law - 1), at_most=0.2)
         share = np.mean([batch["cost_share"] for batch in batches]) - 1 / math.sqrt(1 + law**2)
         check("noise law, 64 episodes: |share of the best cost decrease - law|", abs(share), at_most=0.06)
-    other = math.sqrt(case.noise_scale("none")[1]["noise_scale"] / 64)
+    other = math.sqrt(case.noise_scale("mc")[1]["noise_scale"] / 64)
     check("  control: the same error against n* of no baseline", abs(error / other - 1), at_least=0.2)
-
-
-def test_std_decay_stays_inside_the_trust_region():
-    """Without advantages the step is the decay alone. It is taken whole where its KL fits into delta, and cut
-    by the line search where it does not."""
-    policy, rng = sbtrpo.Policy((3, 8, 2), False), np.random.default_rng(5)
-    theta = sbtrpo.initial_parameters(policy.sizes, np.log([0.6, 0.4]), rng)
-    observations, actions = rng.normal(size=(200, 3)), rng.normal(size=(200, 2))
-    for decay, whole in ((0.05, True), (0.5, False)):
-        config, nothing = sbtrpo.Config(std_decay=decay, precision=64), np.zeros(200)
-        new, info = sbtrpo.update_policy(config, policy, theta, observations, actions, nothing, nothing, None)
-        expected = np.append(np.zeros(len(theta) - 2), [info["fraction"] * decay] * 2)
-        check("std decay: the step is the decay", np.abs(theta - new - expected).max(), at_most=1e-12)
-        check("std decay: realised KL [delta]", info["realised_kl"] / config.delta, at_most=1)
-        assert (info["fraction"] == 1) == whole and info["stopped_by"] == ("nothing" if whole else "kl")
 
 
 # ------------------------------------------ sTRPO: the exclusion, its step, and Theorem 1 (A3, C2, C6, C8, E)
@@ -2632,17 +2633,16 @@ def test_quantile_critic_finds_the_exact_cvar():
     def quantile(levels):
         return np.ceil(np.log1p(-levels) / math.log(0.8))
 
-    config, costs = strpo.Config(stage="unsafe", quantiles=32), np.array([1.0, 3.0])
+    config, costs = strpo.Config(stage="unsafe"), np.array([1.0, 3.0])
     episodes = [strpo.Episode(np.eye(2)[[s, s]], np.zeros(1, int), np.zeros(1), costs[[s]] * cost, True)
                 for s in range(2) for cost in quantile((np.arange(400) + 0.5) / 400)]
-    inputs, lasts = np.concatenate([e.observations for e in episodes]), np.arange(1, 1600, 2)
-    rng = np.random.default_rng(0)
-    critics, quantiles = (strpo.initial_parameters((2, 32, n), [], rng) for n in (1, 32))
-    state = {"sizes": np.array([2, 32, 2]), "epoch": 0, "quantiles": quantiles, "critics": [critics] * 2}
+    batch = strpo.make_batch(episodes, UNSCALED)
+    critic = strpo.initial_parameters((2, 32, 32), [], np.random.default_rng(0), 0.0)
+    state = {"sizes": np.array([2, 32, 2]), "epoch": 0, "quantile_critic": critic}
     for epoch in range(60):
-        *_, critics, quantiles = strpo.estimate_advantages(config, episodes, inputs, lasts, state)
-        state |= {"critics": critics, "quantiles": quantiles, "epoch": epoch + 1}
-    found = np.sort(strpo.network(strpo.unflatten(quantiles, (2, 32, 32))[0], np.eye(2)), axis=1)
+        advantages, critic = strpo.cvar_advantages(config, batch, state)
+        state |= {"quantile_critic": critic, "epoch": epoch + 1}
+    found = np.sort(strpo.network(strpo.unflatten(critic, (2, 32, 32))[0], np.eye(2)), axis=1)
     tail, finest = found[:, -8:].mean(axis=1) / costs, quantile((np.arange(24, 32) + 0.5) / 32).mean()
     T = np.arange(1, 400)
     worst = np.minimum(0.2 * 0.8 ** (T - 1), np.maximum(0, 0.25 - 0.8**T))  # a quarter of the probability
@@ -2650,6 +2650,9 @@ def test_quantile_critic_finds_the_exact_cvar():
     check("quantile critic: CVaR - that of exact quantiles [relative]", np.abs(tail / finest - 1).max(), 0.03)
     check("quantile critic: CVaR - that of the distribution [relative]", np.abs(tail / exact - 1).max(), 0.05)
     check("  control: the mean instead [relative]", 1 - 5 / exact, at_least=0.4)
+    residuals = batch.cost - np.repeat(costs, 400) * tail.mean()  # xi = c - V_CVaR(s), both states alike
+    gap = np.abs(advantages - (residuals - residuals.mean())).max() / costs.max()
+    check("quantile critic: xi - (c - CVaR), less its mean [largest cost]", gap, at_most=0.2)
 
 
 def test_cvar_residual_is_not_an_advantage():
@@ -2668,9 +2671,12 @@ def test_cvar_residual_is_not_an_advantage():
         V = cvar([(p / 2, 0.9 * cost) for way in ways for p, cost in way])  # the policy is uniform
         xi = []
         for way in ways:  # one step to s', where the cost is certain: V(s') = cost
-            signals, values = [np.zeros(1)] * len(way), [np.array([V, cost]) for _, cost in way]
-            found = strpo.gae_advantages(signals, values, [False] * len(way), 0.9, 0.0)
-            xi.append(sum(p * each[0] for (p, _), each in zip(way, found)))
+            nothing = np.zeros(1)
+            episode = strpo.Episode(np.zeros((2, 2)), np.zeros(1, int), nothing, nothing, False)
+            batch = strpo.make_batch([episode] * len(way), UNSCALED)
+            values = np.array([value for _, cost in way for value in (V, cost)])
+            found = strpo.gae(batch, batch.cost, values, 0.9, 0.0)
+            xi.append(sum(p * each for (p, _), each in zip(way, found)))
         return xi, [cvar([(p, 0.9 * cost) for p, cost in way]) for way in ways]
 
     (xi_0, xi_1), tails = residuals(0.1)
@@ -2838,7 +2844,7 @@ def test_exclusion_update_keeps_its_conditions(exclusion, estimator, dual):
     exclusion rises by what is asked for, if the step promises it, and the surrogate does not fall below its
     promise; what is reported is what is recomputed. Something is always taken."""
     for seed, policy in enumerate(POLICIES):
-        config = strpo.Config(precision=64, exclusion=exclusion, estimator=estimator, dual=dual, level=0.3)
+        config = strpo.Config(exclusion=exclusion, estimator=estimator, dual=dual, level=0.3)
         theta, observations = network(policy, 300, seed)
         rng, moved = np.random.default_rng(50 + seed), theta.size
         old = strpo.distributions(policy, theta, observations)
@@ -2870,7 +2876,7 @@ def test_line_search_names_what_stopped_it():
     old = strpo.distributions(policy, theta, observations)
     actions = old[:, :2] + np.exp(old[:, 2:]) * rng.normal(size=(200, 2))
     advantages = rng.normal(size=200)
-    config = strpo.Config(precision=64, reverse=1)
+    config = strpo.Config(reverse=1)
     update = functools.partial(strpo.update_policy, policy=policy, theta=theta, observations=observations,
                                actions=actions, advantages=advantages)
     new, plain = update(config)

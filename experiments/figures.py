@@ -251,8 +251,8 @@ def noise(path: Path, source: Path = ROOT / "results" / "noise.json") -> None:
     """The noise scale of four policies and estimators: and the law against what batches gave."""
     results = json.loads(source.read_text())
     names = ("two states", "hazard grid", "Garnet", "hazard grid,\ncost is rare")
-    estimators = {"none": "no baseline", "time": "mean at equal time", "value": "exact value",
-                  "critic": "critic"}
+    estimators = {"mc": "no baseline", "time": "mean at equal time", "value": "exact value",
+                  "gae": "critic"}
     figure = Figure(figsize=(11, 5.4), layout="constrained")
     scales, errors, shares = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
     for row, result in enumerate(results.values()):

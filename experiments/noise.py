@@ -21,8 +21,8 @@ where ghat is the mean of the parts G_i of the episodes, and the share is the co
 metric: the change of J_c to first order along F^+ ghat, over the best that the same KL allows. A biased
 estimator (GAE with a critic) has e(n)^2 = bias^2 + n* / n. (1) is exact for a mean of independent parts, (2)
 an approximation; and where few batches carry all of the noise, both say little of the typical one: hence
-quantiles. Baselines: none; the batch mean at equal time; the exact value; the critics of sbtrpo.py (GAE,
-lambda = .95), fitted to three earlier batches of 10,000 steps.
+quantiles. Estimators: mc, no baseline; time, less the others' mean at equal time; value, less the exact
+value; gae, with the critics of sbtrpo.py, lambda = .95, fitted to three earlier batches of 10,000 steps.
 
 The worlds end an episode with probability 1 - gamma in each step (see TabularEnv). For comparison n* is also
 measured with episodes of 60 steps, discounted in the return and in the weight of a state, from 2,048 of them.
@@ -40,7 +40,7 @@ import tabular_cmdp
 import figures
 import numpy as np
 
-ESTIMATORS = ("none", "time", "value", "critic")
+ESTIMATORS = ("mc", "time", "value", "gae")
 BATCHES, EARLIER, BETA, DELTA = (4, 16, 64, 256, 1024), 3_072, 0.75, 0.01
 WORLDS = {"two_state": ("TwoState-v0", 0), "hazard_grid": ("HazardGrid-v0", 0), "garnet": ("Garnet-v0", 0),
           "hazard_grid, 8 steps": ("HazardGrid-v0", 8)}  # environment, SB-TRPO steps from the uniform policy
@@ -64,9 +64,9 @@ class Case:
         self.weight = (1 - world.gamma) * world.gamma ** np.arange(length) if length else None  # of a state
         self.state = sbtrpo.initial_state(self.config)  # for its critics: the policy is a table, one layer
         (S, A), self.policy = theta.shape, sbtrpo.Policy(theta.shape, True)
-        actor = sbtrpo.Actor(self.policy, np.append(theta, np.zeros(A)), np.zeros(S), np.ones(S))
-        self.parameters = actor.theta
-        self.episodes = [sbtrpo.run_episode(self.config.task, 0, i, actor) for i in range(episodes)]
+        self.actor = sbtrpo.Actor(self.policy, np.append(theta, np.zeros(A)), np.zeros(S), np.ones(S))
+        self.parameters = self.actor.theta
+        self.episodes = [sbtrpo.run_episode(self.config.task, 0, i, self.actor) for i in range(episodes)]
 
     def length2(self, v: np.ndarray) -> np.ndarray:
         """v.F^+ v = sum v^2 / (d pi), for v (..., S, A) whose rows sum to 0."""
@@ -81,22 +81,19 @@ class Case:
         """Critics as training leaves them: fitted to one batch after the other."""
         config = dataclasses.replace(self.config, advantage="gae")
         for episodes in batches:
-            *_, critics = sbtrpo.estimate_advantages(config, episodes, *together(episodes)[:2], self.state)
-            self.state |= {"critics": critics, "epoch": self.state["epoch"] + 1}
+            batch = sbtrpo.make_batch(episodes, self.actor)
+            *_, critics = sbtrpo.estimate_advantages(config, batch, self.state)
+            self.state |= critics | {"epoch": self.state["epoch"] + 1}
 
     def advantages(self, episodes: list, estimator: str) -> list[np.ndarray]:
         """Of reward and cost, for every step: by the shipped estimators; "value" is exact."""
-        observations, lasts, *_ = together(episodes)
+        batch = sbtrpo.make_batch(episodes, self.actor)
         if estimator == "value":
-            terminated, parts = [e.terminated for e in episodes], []
-            for name, f in (("rewards", self.world.r), ("costs", self.world.c)):
-                values = np.split(observations @ self.world.value(self.theta, f), lasts[:-1] + 1)
-                parts.append(np.concatenate(sbtrpo.gae_advantages(
-                    [getattr(e, name) for e in episodes], values, terminated, self.config.discount, 1.0)))
-            return parts
-        options = {"advantage": "gae"} if estimator == "critic" else {"baseline": estimator}
-        return sbtrpo.estimate_advantages(dataclasses.replace(self.config, **options), episodes, observations,
-                                          lasts, self.state)[:2]
+            return [sbtrpo.gae(batch, signal, batch.raw @ self.world.value(self.theta, f),
+                               self.config.discount, 1.0)
+                    for signal, f in ((batch.reward, self.world.r), (batch.cost, self.world.c))]
+        config = dataclasses.replace(self.config, advantage=estimator)
+        return sbtrpo.estimate_advantages(config, batch, self.state)[:2]
 
     def noise_scale(self, estimator: str) -> list[dict]:
         """n*, its standard error, and the bias, of the reward and of the cost gradient."""
