@@ -526,6 +526,7 @@ def train(config: Config, run: Path, state: dict) -> dict:
                      "moments": added(state["moments"], batch.raw),
                      "epoch": state["epoch"] + 1, "steps": state["steps"] + len(batch.cost),
                      "next_episode": state["next_episode"] + len(episodes)}
+            state = absorb_scaling(state, actor)
             save(run, state, {
                 "Train/Epoch": state["epoch"], "Train/TotalSteps": state["steps"],
                 **{f"Metrics/{name}": value for name, value in metrics.items()},
@@ -566,6 +567,17 @@ def added(moments: np.ndarray, raw: np.ndarray) -> np.ndarray:
     shift, total = raw.mean(0) - mean, count + new
     squares = squares + ((raw - raw.mean(0)) ** 2).sum(0) + shift**2 * count * new / total
     return np.array([total, mean + shift * new / total, squares])
+
+def absorb_scaling(state: dict, before: Actor) -> dict:
+    """First layers for the new scaling of the observations, so that policy and critics stay the functions
+    that they were under `before`, but where observations are clipped."""
+    after, state = make_actor(state), dict(state)
+    for name in ("theta", *(f"{name}_critic" for name in CRITIC_OUTPUTS)):
+        state[name] = state[name].copy()
+        (W, b), = unflatten(state[name], after.policy.sizes[:2])[0]  # views
+        b += (after.mean - before.mean) / before.std @ W
+        W *= (after.std / before.std)[:, None]
+    return state
 
 def make_actor(state: dict) -> Actor:
     """The policy; observations are scaled by mean and std of all before this epoch (0 and 1 at first)."""

@@ -1,4 +1,5 @@
 """A gradient without a signal is no gradient: what no action changes takes no part of the trust region."""
+import csv
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,11 @@ def trained(script, options: str, folder: Path, monkeypatch) -> dict:
     return script.train(config, run, state)
 
 
+def rows(state: dict) -> list[dict]:
+    """Of progress.csv."""
+    return list(csv.DictReader(state["progress"].decode().splitlines()))
+
+
 @pytest.mark.parametrize("script, options", [
     (sbtrpo, "--advantage mc"), (sbtrpo, "--advantage gae"), (sbtrpo, "--advantage time"),
     (sbtrpo, "--update optimal --beta 0.99"), (ctrpo, "--cost-limit 60"), (strpo, "--exclusion none"),
@@ -31,13 +37,12 @@ def test_a_cost_that_no_action_changes_leaves_the_run_as_it_is(script, options, 
     """No cost, a constant one, and a function of time: the same policy, bit for bit. So the whole trust
     region is the reward's; or nobody's, where a policy is to be as unsafe as possible. Control: a cost that
     depends on actions changes the policy."""
-    thetas = {}
+    thetas, kl = {}, {}
     for task in ("Walk", "Toll", "Clock", "Unpaid"):
         arguments = f"{SMALL} environments:{task}-v0 --experiment {task} {options}"
-        thetas[task] = trained(script, arguments, tmp_path, monkeypatch)["theta"]
-    first = script.initial_state(script.Config(task="environments:Walk-v0", hidden=(8,)))["theta"]
-    moved = np.abs(thetas["Walk"] - first).max()
-    assert moved == 0 if "unsafe" in options else moved > 0.01
+        state = trained(script, arguments, tmp_path, monkeypatch)
+        thetas[task], kl[task] = state["theta"], [float(row["Train/KL"]) for row in rows(state)]
+    assert max(kl["Walk"]) < 1e-6 if "unsafe" in options else min(kl["Walk"]) > 1e-3
     assert np.array_equal(thetas["Walk"], thetas["Toll"])
     assert np.array_equal(thetas["Walk"], thetas["Clock"])
     assert np.abs(thetas["Unpaid"] - thetas["Walk"]).max() > 0.01
@@ -48,9 +53,7 @@ def test_a_reward_that_no_action_changes_leaves_all_to_the_cost(advantage, tmp_p
     """The reward is 1 in every step: the step is the whole best cost step, of KL delta to first order."""
     options = f"{SMALL} environments:Unpaid-v0 --advantage {advantage}"
     state = trained(sbtrpo, options, tmp_path, monkeypatch)
-    header, *rows = state["progress"].decode().splitlines()
-    for row in rows:
-        row = dict(zip(header.split(","), row.split(",")))
+    for row in rows(state):
         assert float(row["Misc/mu"]) == 1 and float(row["Misc/reward_change"]) == 0
         assert abs(float(row["Misc/kl"]) / 0.01 - 1) < 1e-6 and float(row["Misc/cost_change"]) < 0
 
@@ -93,3 +96,33 @@ def test_a_batch_of_one_episode_is_refused_where_it_could_teach_nothing(tmp_path
         trained(sbtrpo, one, tmp_path, monkeypatch)
     for options in ("--experiment critic --advantage gae", "--experiment two --batch-steps 51"):
         assert trained(sbtrpo, f"{one} {options}", tmp_path, monkeypatch)["steps"] == 100
+
+
+@pytest.mark.parametrize("script", [sbtrpo, ctrpo, strpo], ids=lambda script: script.__name__)
+def test_scaling_of_observations_moves_neither_policy_nor_critics(script, tmp_path, monkeypatch):
+    """What the update has accepted is what acts in the next epoch: with each step of mean and std, the first
+    layers change so that outputs stay. Control: the same parameters under the new mean and std."""
+    options, seen = f"{SMALL} environments:Unpaid-v0 --advantage gae", []
+    extra = " --exclusion none" if script is strpo else ""
+    absorb = script.absorb_scaling
+
+    def watched(state, before):
+        after = absorb(state, before)
+        seen.append((before, state, after))
+        return after
+
+    monkeypatch.setattr(script, "absorb_scaling", watched)
+    trained(script, options + extra, tmp_path, monkeypatch)
+    raw = np.random.default_rng(0).normal(size=(200, 1))
+    moved, kept = [], []
+    for before, state, after in seen:
+        first, last = (script.make_actor(each) for each in (state, after))
+        for name, width in (("theta", 1), ("reward_critic", 1), ("cost_critic", 1)):
+            def outputs(parameters, actor, width=width):
+                layers, _ = script.unflatten(parameters, (*actor.policy.sizes[:-1], width))
+                return script.network(layers, actor.normalise(raw))
+
+            old = outputs(state[name], before)
+            kept.append(np.abs(outputs(after[name], last) - old).max())
+            moved.append(np.abs(outputs(state[name], first) - old).max())
+    assert len(seen) == 6 and max(kept) < 1e-12 and max(moved) > 0.01
