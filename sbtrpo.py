@@ -507,6 +507,8 @@ def train(config: Config, run: Path, state: dict) -> dict:
     executor = make_executor(config)
     bar = tqdm(total=config.total_steps, initial=state["steps"], unit="step", disable=not sys.stderr.isatty())
     try:
+        if not state["steps"]:
+            executor, state = warm_up(executor, config, state)
         while state["steps"] < config.total_steps:
             started, actor = time.perf_counter(), make_actor(state)
             length = state["steps"] / state["next_episode"] if state["next_episode"] else 1000
@@ -578,6 +580,13 @@ def absorb_scaling(state: dict, before: Actor) -> dict:
         b += (after.mean - before.mean) / before.std @ W
         W *= (after.std / before.std)[:, None]
     return state
+
+def warm_up(executor, config: Config, state: dict) -> tuple:
+    """The first mean and std of the observations: of a batch of the initial policy's own, in which nothing
+    is learned and whose steps do not count."""
+    executor, episodes = collect(executor, config, make_actor(state), 2**41, 1000, config.batch_steps)
+    raw = np.concatenate([episode.observations for episode in episodes])
+    return executor, state | {"moments": added(state["moments"], raw)}
 
 def make_actor(state: dict) -> Actor:
     """The policy; observations are scaled by mean and std of all before this epoch (0 and 1 at first)."""

@@ -641,6 +641,8 @@ def train(config: Config, run: Path, state: dict) -> dict:
             unsafe_raw = np.concatenate([episode.observations[:-1] for episode in episodes])
             about["unsafe_cost"] = episode_metrics(episodes)["EpCost"]
             print(f"the unsafe policy costs {about['unsafe_cost']:.3g} an episode", flush=True)
+        if not state["steps"]:
+            executor, state = warm_up(executor, config, state)
         while state["steps"] < config.total_steps:
             started, actor = time.perf_counter(), make_actor(state)
             length = state["steps"] / state["next_episode"] if state["next_episode"] else 1000
@@ -723,6 +725,13 @@ def absorb_scaling(state: dict, before: Actor) -> dict:
         b += (after.mean - before.mean) / before.std @ W
         W *= (after.std / before.std)[:, None]
     return state
+
+def warm_up(executor, config: Config, state: dict) -> tuple:
+    """The first mean and std of the observations: of a batch of the initial policy's own, in which nothing
+    is learned and whose steps do not count."""
+    executor, episodes = collect(executor, config, make_actor(state), 2**41, 1000, config.batch_steps)
+    raw = np.concatenate([episode.observations for episode in episodes])
+    return executor, state | {"moments": added(state["moments"], raw)}
 
 def make_actor(state: dict) -> Actor:
     """The policy; observations are scaled by mean and std of all before this epoch (0 and 1 at first)."""
