@@ -42,6 +42,7 @@ from autograd import grad, hessian, jacobian
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.integrate import solve_ivp
 from scipy.linalg import null_space
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import lambertw
@@ -139,7 +140,7 @@ C-NPG | C-NPG as the limit of C-TRPO | holds
     two states, safe starts, both barriers, beta .1
 B9 | C-NPG, invariance of the safe set | holds
     m = b - J_c > 0 at all times
-    two states, ten safe starts, both barriers, beta .01, .1, 1, t <= 60; a case is a policy on the way
+    ten starts; exp(log m) > 0 by construction: is it b - J_c, t <= 60? and, t <= 5, without log
 B10 | C-NPG, central path | holds
     log pi_t / pi_0 - beta (phi'(m_t) - phi'(m_0)) c - t r is orthogonal to all changes of the occupancy
     two states, ten safe starts, both barriers, beta .01, .1, 1, t <= 60; a case is a policy on the way
@@ -1570,29 +1571,64 @@ def flow_rows(world) -> np.ndarray:
 
 @both_barriers
 def test_flow_stays_safe_and_follows_the_central_path(barrier):
-    """B9, B10, two states, ten safe starts, beta = .01, .1, 1, 0 <= t <= 60: the log margin, integrated
-    beside theta, stays finite and is that of b - J_c; and log pi_t / pi_0 - beta (phi'(m_t) - phi'(m_0)) c -
-    t r is orthogonal to all changes of the occupancy. Controls: another beta; NPG from there leaves the safe
-    set."""
-    world, drift, residual, control, met = two_state(), 0.0, 0.0, 0.0, 0
+    """B9, B10, two states, ten safe starts, beta = .01, .1, 1, 0 <= t <= 60: m > 0 by construction,
+    as its log is integrated beside theta; what can fail is that it is b - J_c, here in units of m
+    where m > 1e-6; and log pi_t / pi_0 - beta (phi'(m_t) - phi'(m_0)) c - t r is orthogonal to all
+    changes of the occupancy. Controls: another beta; NPG from there leaves the safe set."""
+    world, drift, relative, residual, control, met = two_state(), 0.0, 0.0, 0.0, 0.0, 0
     Q, _ = np.linalg.qr(flow_rows(world).T)
     for beta, start in itertools.product((0.01, 0.1, 1.0), range(10)):
         thetas, log_margins = flow(barrier, beta, start)
         assert np.isfinite(log_margins).all()
         slopes = -np.exp(-log_margins) if barrier == "log" else log_margins + 1
         for t, theta, log_margin, bend in list(zip(TIMES, thetas, log_margins, slopes - slopes[0]))[::6]:
-            drift = max(drift, abs(world.limit - world.J(theta, world.c) - math.exp(log_margin)))
+            m, recomputed = math.exp(log_margin), world.limit - world.J(theta, world.c)
+            drift = max(drift, abs(recomputed - m))
+            relative = max(relative, abs(recomputed / m - 1) if m > 1e-6 else 0.0)
             moved = (log_policy(theta) - log_policy(thetas[0]) - t * world.r).ravel()
             left = [moved - factor * beta * bend * world.c.ravel() for factor in (1, 1.01)]
             left = [np.abs(each - Q @ (Q.T @ each)).max() for each in left]
             residual, control, met = max(residual, left[0]), max(control, left[1]), met + 1
-    check(f"C-NPG, {barrier}: |b - J_c - m|, m > 0 by its log", drift, 1e-10, supports="B9", cases=met)
+    check(f"C-NPG, {barrier}: |b - J_c - m|", drift, at_most=1e-10, supports="B9", cases=met)
+    check(f"C-NPG, {barrier}: |(b - J_c) / m - 1| where m > 1e-6", relative, 1e-4, supports="B9")
     check(f"C-NPG, {barrier}: central path, KKT residual", residual, 1e-8, supports="B10", cases=met)
     check("  control: KKT residual with beta 1% larger (largest)", control, at_least=1e-4)
     with pytest.raises(ValueError, match="J_c < 0.2"):  # an unsafe start
         world.flow(np.zeros((2, 2)), TIMES, 0.1, barrier)
     costs = [world.J(world.flow(theta, TIMES, 0.0)[0][-1], world.c) for theta in safe_starts()]
     check("  control: NPG from the same starts: J_c - b at t = 60 (least)", min(costs) - 0.2, at_least=0.5)
+
+
+@both_barriers
+def test_plain_flow_stays_safe_to_its_tolerance(barrier):
+    """B9 without the log: theta alone, its velocity H^+ g_r from the shipped step, J_c recomputed;
+    two states, ten safe starts, beta = .1 and 1, t <= 5. With -log x b - J_c > 0 throughout; with x
+    log x, where m falls to e^-60, it is negative by the integrator's error at most, which shrinks
+    with its tolerance. Control: NPG, weight 0, with the same integrator."""
+    world, least = two_state(), {}
+
+    def velocity(_, flat, beta):
+        theta = flat.reshape(2, 2)
+        margin = max(world.limit - world.J(theta, world.c), 1e-300)
+        step, info = barrier_step(*first_order(world, theta), 0.5, beta, margin, barrier)
+        return step * info["reward_change"]  # delta = .5: the step is H^+ g_r / |H^+ g_r|_H
+
+    for beta, tolerance in ((0.1, 1e-6), (0.1, 1e-9), (1.0, 1e-6), (1.0, 1e-9), (0.0, 1e-6)):
+        for theta in safe_starts():
+            path = solve_ivp(velocity, (0, 5), theta.ravel(), "LSODA", np.linspace(0, 5, 51),
+                             args=(beta,), rtol=tolerance, atol=tolerance / 10)
+            assert path.success
+            margins = [world.limit - world.J(flat.reshape(2, 2), world.c) for flat in path.y.T]
+            key = tolerance if beta else "NPG"
+            least[key] = min(least.get(key, np.inf), *margins)
+    if barrier == "log":
+        check("C-NPG, log, without the log of m: b - J_c (least)", min(least[1e-6], least[1e-9]),
+              at_least=1e-3, supports="B9")
+    else:
+        for tolerance in (1e-6, 1e-9):
+            check(f"C-NPG, xlogx, without the log of m: b - J_c, tolerance {tolerance:.0e}",
+                  least[tolerance], at_least=-10 * tolerance, supports="B9")
+    check("  control: NPG with the same integrator: J_c - b (largest)", -least["NPG"], at_least=0.1)
 
 
 def test_flow_is_the_limit_of_small_steps():
