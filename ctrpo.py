@@ -1,181 +1,256 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
-#                 "autograd==1.8.0", "matplotlib==3.10.8", "tqdm==4.67.1"]
+#                 "autograd==1.8.0", "matplotlib==3.10.8"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
-# override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
-#                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
+# override-dependencies = [
+#   "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
+#   "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""C-TRPO: Constrained Trust Region Policy Optimisation (arXiv 2411.02957), from simulator to policy.
+"""C-TRPO: Constrained Trust Region Policy Optimisation (arXiv 2411.02957), in one file.
 
-The idea in one sentence: a barrier on what is left of the cost budget bends the geometry of policies, so that
-the trust region around a safe policy holds safe policies only.
+The idea in one sentence: a barrier on what is left of the cost budget bends the geometry of
+policies, so that the trust region around a safe policy holds safe policies only.
 
-    D(new) = KL(old, new) + beta Psi(a)        constrained divergence; trust region: D(new) <= delta       (1)
-    a      = J_c(new) - J_c(old)               estimated by the surrogate, a mean over the batch
-    Psi    = phi(m - a) - phi(m) + phi'(m) a   Bregman divergence of a barrier phi at the margin m = b - J_c
-           = -a/m - log(1 - a/m)               for phi(x) = -log x    (--barrier log, the default)         (2)
-           = a + (m - a) log(1 - a/m)          for phi(x) = x log x   (--barrier xlogx, the paper's runs)
-    H      = F + w g_c g_c^T                   Hessian of D at the old policy, w = beta phi''(m)           (3)
-    step   = sqrt(2 delta / g_r.y) y           with y = H^-1 g_r = x_r - w (g_r.x_c) / (1 + w s) x_c       (4)
+    D(new) = KL(old, new) + beta Psi(a)        the trust region is D(new) <= delta       (1)
+    a      = J_c(new) - J_c(old)               by the surrogate, a mean over the batch
+    Psi    = phi(m - a) - phi(m) + phi'(m) a   Bregman divergence of phi at m = b - J_c
+           = -a/m - log(1 - a/m)               for phi(x) = -log x   (--barrier log)     (2)
+           = a + (m - a) log(1 - a/m)          for phi(x) = x log x  (--barrier xlogx, the paper's)
 
-where x = F^-1 g and s = g_c.x_c: of the reward step's part along x_c only 1 / (1 + w s) is left. Once
-J_c >= b, recovery takes the best cost step, until J_c < h b.
+Psi has no term linear in a. So the Hessian of D at the old policy is that of the KL, plus rank one:
+
+    H      = F + w g_c g_c^T                   with w = beta phi''(m)                    (3)
+    step   = sqrt(2 delta / g_r.y) y           with y = H^-1 g_r: the best reward step   (4)
+
+With x = F^-1 g, put y = x_r - u x_c into H y = g_r: what is left is w g_c.x_r = u (1 + w s) with
+s = g_c.x_c. So of the part of x_r that changes the cost only keep = 1 / (1 + w s) stays. With the
+best steps for reward and cost alone, step_r and step_c, and the cosine rho of g_r and g_c in the
+F^-1 metric (rho > 0: what earns also costs), (4) is
+
+    step   = (step_r + rho step_c - keep rho step_c) / sqrt(1 - rho^2 + keep rho^2)      (5)
+
+where step_r + rho step_c leaves the cost as it is. Once J_c >= b, recovery takes step_c, until
+J_c < h b. A batch is a number of whole episodes of one policy. On it, a line search shortens the
+step until D <= delta and the surrogate reward, mean of (pi_new / pi_old - 1) A_r, does not fall; in
+recovery, until KL <= delta and the surrogate cost does not rise. It judges the surrogate a: the
+true J_c may end above b, by O(delta).
 
 Differs from the paper in
- 1. Units are one: J_c, b, m, a, g_c are undiscounted costs per episode. The official release sets a
-    discounted `a` against undiscounted J_c and b, and averages KL over actions: `--official-units 1`.
+ 1. Units are one: J_c, b, m, a, g_c are undiscounted costs per episode. The release sets a
+    discounted a against undiscounted J_c and b, and averages KL over actions: `--official-units 1`.
  2. (4) comes from two solves with F (Sherman-Morrison), not from one with H.
- 3. Default barrier -log x: it is infinite at the boundary, where x log x is finite and lets iterates jam.
+ 3. Default barrier -log x: infinite at the boundary, where x log x is finite and lets iterates jam.
  4. 5 iterations of conjugate gradients filter noise; the damping is 1e-4, not 0.1.
- 5. J_c is the mean cost of the batch's own episodes; the release's is that of the last 50 at the end of each
-    of them, steadier and later: `--cost-window 50`.
+ 5. J_c is the mean cost of the batch's own episodes; the release's is that of the last 50 at the
+    end of each of them, steadier and later: `--cost-window 50`.
 
 symbol    name in code               shape       unit
 theta     theta                      (p,)        policy parameters: weights and biases, then log std
 g_r       reward_gradient            (p,)        advantage per step: batch mean of grad log pi * A
-g_c       cost_gradient              (p,)        cost per episode: batch mean of grad log pi * A, times steps
+g_c       cost_gradient              (p,)        cost per episode: the same, times steps per episode
 x_r, x_c  reward_, cost_direction    (p,)        F^-1 g, by conjugate gradients
-F         fisher                     (p,)->(p,)  nats: Hessian of KL, summed over actions, mean over states
+F         fisher                     (p,)->(p,)  nats: Hessian of the KL, in the mean over states
 delta     delta                      scalar      nats
 beta      beta                       scalar      nats (log); nats per unit of cost (xlogx)
 J_c, b    mean_cost, cost_limit      scalar      undiscounted cost per episode
-m         margin                     scalar      b - J_c; 0 in recovery
+m         margin                     scalar      b - J_c, the same unit
 h         hysteresis                 scalar      fraction of b; h b must exceed the least cost
 
-Run `uv run ctrpo.py`, see `--help`, or read on: the update stands next, `train` is the algorithm as a whole.
+Sections 1 to 3 are the algorithm. The rest is what it stands on, bottom up; options come last.
 """
 
-import argparse, csv, dataclasses, functools, importlib.metadata, importlib.util, io, itertools, json, math
-import multiprocessing, os, re, signal, sys, threading, time, unittest.mock
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from itertools import pairwise
+import argparse, csv, dataclasses, functools, importlib.metadata, importlib.util, io, itertools
+import json, math, multiprocessing, os, re, signal, sys, threading, time, unittest.mock
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one BLAS thread: the same bits in every process
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one BLAS thread: the same bits everywhere
 import autograd.numpy as anp
 import numpy as np
 from autograd import make_ggnvp, make_vjp
-from tqdm import tqdm
 
-Vector = np.ndarray
-WEIGHTS, CRITICS, EPISODE = 2, 3, 4  # purposes of random streams; evaluation has 1
-class Failure(Exception):
-    """Ends a run: one sentence that says what was wrong, where, and what to do."""
-
-def option(default, text: str, rule: str = "True"):
-    return dataclasses.field(default=default, metadata={"text": text, "rule": rule})
-
-PRESETS = {"none": {}, "paper": {  # what the published runs were made with
-    "batch_steps": 20_000, "barrier": "xlogx", "beta": 1.0, "hysteresis": 0.8, "official_units": 1,
-    "cost_window": 50, "cg_iterations": 15, "damping": 0.1}}
-
-CRITIC_OUTPUTS = {"reward": 1, "cost": 1}
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """The options of a run: default, symbol and meaning [unit], range. The command line is made of it."""
-    task: str = option("SafetyHopperVelocity-v1", "EnvId or package.module:EnvId, as Gymnasium names them")
-    experiment: str = option("default", "results go to runs/EXPERIMENT/TASK/ALGORITHM/seed-SEED")
-    preset: str = option("none", "a set of defaults, see PRESETS", f"x in {tuple(PRESETS)}")
-    seed: int = option(0, "all that is random follows from it; episode i is keyed by (seed, i)", "x >= 0")
-    total_steps: int = option(1_000_000, "length of the training [environment steps]", "x >= 1")
-    batch_steps: int = option(10_000, "an epoch ends with the episode that reaches it [steps]", "x >= 1")
-    workers: int = option(os.cpu_count() or 1, "processes that run episodes; changes no result", "x >= 1")
-    scheduler: str = option("", "tcp://host:port of a Dask scheduler to use instead", "not x or '://' in x")
-    delta: float = option(0.01, "delta, radius of the trust region [nats, of D]", "0 < x < inf")
-    beta: float = option(0.1, "beta, weight of the barrier [nats; xlogx: nats per cost]", "0 < x < inf")
-    barrier: str = option("log", "phi: -log x, or x log x", "x in ('log', 'xlogx')")
-    cost_limit: float = option(25.0, "b [undiscounted cost per episode]; 0: only recovers", "0 <= x < inf")
-    hysteresis: float = option(0.8, "h: recovery, also at the start, ends when J_c < h b", "0 < x <= 1")
-    cost_window: int = option(1, "J_c: running mean of so many episodes; 1: the batch's own", "x >= 1")
-    official_units: int = option(0, "1: cost and KL in the units of the official release", "x in (0, 1)")
-    advantage: str = option("gae", "see estimate_advantages", "x in ('mc', 'time', 'gae')")
-    discount: float = option(0.99, "gamma, of reward and cost", "0 <= x < 1")
-    gae_lambda: float = option(0.95, "lambda of GAE", "0 <= x <= 1")
-    hidden: tuple = option((64, 64), "widths of the tanh layers", "min(x) >= 1")
-    initial_std: float = option(1.0, "std of a Gaussian policy at the start [action]", "0 < x < inf")
-    cg_iterations: int = option(5, "conjugate-gradient iterations for each direction", "x >= 1")
-    damping: float = option(1e-4, "added to the diagonal of F", "0 <= x < inf")
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value, rule = getattr(self, field.name), field.metadata["rule"]
-            if not eval(rule, {"x": value, "inf": math.inf}):
-                raise Failure(f"--{field.name.replace('_', '-')} is {value!r} but needs {rule}.")
-
-def barrier_divergence(change: float, margin: float, barrier: str) -> float:
-    """Psi of eq. (2) for a change a of the cost at margin m > 0 [same unit]: convex, 0 at a = 0, infinite
-    from a = m on: a policy on the boundary is not inside. Unit: that of cost for xlogx, none for log."""
+# ----------------------------------------------------------------------------- 1. the step
+def barrier_divergence(change, margin, barrier):
+    """Psi, eq. (2), of a change a of the cost at margin m > 0 [same unit]: convex, 0 at a = 0, and
+    infinite from a = m on: the boundary is not inside. Unit: of cost for xlogx, none for log."""
     share = change / margin
     if not share < 1:  # for x log x the limit at the boundary is finite, m
         return math.inf
-    log = math.log1p(-share)
-    return -share - log if barrier == "log" else change + (margin - change) * log
+    if barrier == "log":
+        return -share - math.log1p(-share)
+    if barrier == "xlogx":
+        return change + (margin - change) * math.log1p(-share)
+    raise Failure(f"there is no barrier {barrier!r}: it is log or xlogx.")
 
-def barrier_step(reward_gradient: Vector, reward_direction: Vector, cost_gradient: Vector,
-                 cost_direction: Vector, delta: float, beta: float, margin: float,
-                 barrier: str = "log") -> tuple[Vector, dict]:
-    """The C-TRPO step, eq. (4), from gradients g and directions x = F^-1 g, in O(n); without a margin, the
-    step of recovery: TRPO on -cost. With step_r and step_c the best reward and cost steps of KL delta, rho
-    the cosine of g_r, g_c in the F^-1 metric, and keep = 1 / (1 + w s):
-        step = (step_r + rho step_c - keep rho step_c) / sqrt(1 - rho^2 + keep rho^2)
-    step_r + rho step_c leaves the cost as it is; keep falls from 1 (TRPO) to 0 as the margin vanishes.
-    Returns the step and a dict: rho, keep, first-order kl, divergence and changes, angles to x_r and -x_c in
-    the Fisher metric [degrees]."""
-    reward_unit, step_r = steepest_step(reward_gradient, reward_direction, delta)
-    cost_unit, step_c = steepest_step(cost_gradient, -cost_direction, delta)
-    rho = float(np.clip(cost_unit @ step_r, -1, 1))  # Cauchy-Schwarz in the F^-1 inner product
-    sine2 = float((reward_unit - rho * cost_unit) @ (step_r + rho * step_c))  # 1 - rho^2
-    sine2 = sine2 if sine2 > 1e-12 else 0.0  # else parallel: nothing but rounding
-    best = float(-cost_gradient @ step_c)  # = sqrt(2 delta s)
-    if margin > 0:
-        share = best / margin
-        keep = 1 / (1 + beta / (2 * delta) * share * (share if barrier == "log" else best))  # 1 / (1 + w s)
-        scale = 1 / (math.sqrt(sine2 + keep * rho**2) or math.inf)
-        across = step_r + rho * step_c if sine2 else 0.0
-        step = scale * (across - keep * rho * step_c)
-        reward, cost = 1 / (scale or math.inf), keep * rho * scale  # changes in units of the best ones
-        bend = (1 - keep) * keep * (rho * scale) ** 2  # w s cost^2: the barrier's part of the divergence
-        length = math.hypot(math.sqrt(sine2), keep * rho) * scale  # in the Fisher metric, units of the radius
+def barrier_step(reward_gradient, reward_direction, cost_gradient, cost_direction,
+                 delta, beta, margin, barrier="log", recovery=False):
+    """The C-TRPO step, eq. (5), from gradients g and x = F^-1 g, in O(p); in recovery the best cost
+    step of KL delta. Returns the step and what it promises, to first order."""
+    if barrier not in ("log", "xlogx"):
+        raise Failure(f"there is no barrier {barrier!r}: it is log or xlogx.")
+    # per_best @ step: the change of an objective, in units of the best step's
+    step_r, per_best_r = steepest_step(reward_gradient, reward_direction, delta)
+    step_c, per_best_c = steepest_step(cost_gradient, -cost_direction, delta)
+    rho = float(np.clip(per_best_c @ step_r, -1, 1))
+    best_reward, best_cost = float(reward_gradient @ step_r), float(-cost_gradient @ step_c)
+    across = step_r + rho * step_c
+    sine2 = float((per_best_r - rho * per_best_c) @ across)  # 1 - rho^2, without cancellation
+    if sine2 <= 1e-12:  # parallel: nothing but rounding
+        sine2, across = 0.0, 0 * across
+    if recovery:
+        keep, step, kl = 0.0, step_c, delta if best_cost > 0 else 0.0
     else:
-        keep, bend, step, reward, cost, length = 0.0, 0.0, step_c, -rho, -1.0, 1.0
-    cosines = np.clip(np.array([reward, -cost]) / (length or math.nan), -1, 1)
-    reward_angle, cost_angle = np.degrees(np.arccos(cosines)).tolist()
-    return step, {"rho": rho, "keep": keep, "kl": delta * length**2, "divergence": delta * (length**2 + bend),
-                  "reward_change": float(reward_gradient @ step), "cost_change": float(cost_gradient @ step),
-                  "reward_angle": reward_angle, "cost_angle": cost_angle}
+        share = best_cost / margin  # w s = beta phi''(m) best_cost^2 / (2 delta), without overflow
+        keep = 1 / (1 + beta / (2 * delta) * share * (share if barrier == "log" else best_cost))
+        length2 = sine2 + keep * rho**2  # of the numerator of (5), in the metric H [radius^2]
+        scale = 1 / math.sqrt(length2) if length2 > 0 else 0.0
+        step = scale * (across - keep * rho * step_c)
+        kl = delta * scale**2 * (sine2 + (keep * rho) ** 2)
+    return step, {"rho": rho, "keep": keep, "kl": kl,
+                  "best_reward": best_reward, "best_cost": best_cost,
+                  "reward_change": float(reward_gradient @ step),
+                  "cost_change": float(cost_gradient @ step)}
 
-# --- shared: steepest step, conjugate gradients, line search ---
-def steepest_step(gradient: Vector, direction: Vector, delta: float) -> tuple[Vector, Vector]:
-    """g / sqrt(2 delta g.x), and sqrt(2 delta / g.x) x: the step of KL delta along x = F^-1 g. 0 if g is 0.
-    The first, times a step, is its change in units of the best. Scaled, for gradients of 1e-300 and 1e150."""
-    scale = np.abs(gradient).max() or 1.0
+# -------------------------------------------------------------- 2. the update from a batch
+def update_policy(config, policy, theta, observations, actions,
+                  reward_advantages, cost_advantages, margin, recovery):
+    """Gradients, natural gradients, step, line search: new parameters, and what was measured.
+    Cost advantages and margin have the same unit."""
+    gradient, old_log_probs = policy_gradient(policy, theta, observations, actions)
+    reward_gradient = gradient(reward_advantages / len(actions))
+    cost_gradient = gradient(cost_advantages / len(actions))
+    fisher = fisher_product(policy, theta, observations, config.damping)
+    solve = functools.partial(conjugate_gradients, fisher, iterations=config.cg_iterations)
+    reward_direction, reward_residual = solve(reward_gradient)
+    cost_direction, cost_residual = solve(cost_gradient)
+    step, info = barrier_step(
+        reward_gradient, reward_direction, cost_gradient, cost_direction,
+        config.delta, config.beta, margin, config.barrier, recovery)
+    info |= {"reward_residual": reward_residual, "cost_residual": cost_residual}
+
+    old = distributions(policy, theta, observations)
+    rounding = np.finfo(old.dtype).eps * np.abs(cost_advantages).max()
+
+    def judge(theta):
+        new = distributions(policy, theta, observations)
+        log_ratios = log_probabilities(policy, new, actions) - old_log_probs
+        gains = np.expm1(log_ratios.astype(float))  # pi_new / pi_old - 1
+        kl, reward = float(mean_kl(policy, old, new)), float(np.mean(gains * reward_advantages))
+        cost, divergence, failed = float(np.mean(gains * cost_advantages)), kl, ""
+        if not recovery:
+            divergence += config.beta * barrier_divergence(cost, margin, config.barrier)
+        if not divergence <= config.delta:  # "not <=": NaN fails, too
+            failed = "divergence"
+        elif recovery and not cost <= rounding:
+            failed = "cost"
+        elif not recovery and not reward >= 0:
+            failed = "reward"
+        return failed, {"realised_kl": kl, "realised_divergence": divergence,
+                        "surrogate_reward": reward, "surrogate_cost": cost}
+
+    theta, found = line_search(judge, theta, step)
+    return theta, info | found
+
+# ------------------------------------------------------------------ 3. the training loop
+def in_our_units(config, policy):
+    """The release averages over k action dimensions: KL / k + beta Psi <= delta, F / k damped."""
+    if config.official_units and not policy.discrete:
+        k = policy.sizes[-1]
+        delta, beta, damping = k * config.delta, k * config.beta, k * config.damping
+        return dataclasses.replace(config, delta=delta, beta=beta, damping=damping)
+    return config
+
+def windowed_cost(before, costs, window):
+    """J_c: the mean, over the episodes of a batch, of the mean cost of the last `window` at the end
+    of each; and the last costs, for the next batch. With a window of 1, the batch's mean cost."""
+    costs, first = np.append(before, costs), len(before) + 1
+    means = [costs[max(0, end - window) : end].mean() for end in range(first, len(costs) + 1)]
+    return float(np.mean(means)), costs[-window:]
+
+def train(config, run, state):
+    """Collect, estimate, update, save, until total_steps are done."""
+    config = in_our_units(config, make_actor(state).policy)
+    executor = make_executor(config)  # collect gives another one back, if a worker has died
+    try:
+        if not state["moments"].any():  # a new run: first the scale of the observations
+            executor, state = warm_up(executor, config, state)
+        while state["steps"] < config.total_steps:
+            started, actor = time.perf_counter(), make_actor(state)
+            executor, episodes = collect(
+                executor, config, actor, state["next_episode"], config.batch_steps)
+            collected, metrics = time.perf_counter(), episode_metrics(episodes)
+
+            batch = make_batch(episodes, actor)  # n steps: observations (n, size), actions (n, k)
+            rewards, costs, critics = estimate_advantages(config, batch, state)  # A_r, A_c: (n,)
+            # from a mean over steps to the cost of an episode (the release: discounted)
+            costs *= 1 / (1 - config.discount) if config.official_units else metrics["EpLen"]
+            mean_cost, recent = windowed_cost(
+                state["recent_costs"], [each.costs.sum() for each in episodes], config.cost_window)
+            ends_at = config.cost_limit * (config.hysteresis if state["recovery"] else 1.0)
+            recovery, margin = bool(mean_cost >= ends_at), config.cost_limit - mean_cost
+            theta, info = update_policy(config, actor.policy, state["theta"], batch.observations,
+                                        batch.actions, rewards, costs, margin, recovery)
+
+            over = max(0.0, metrics["EpCost"] - config.cost_limit)
+            metrics["EpCostRegret"] = state["regret"] + over
+            state = advance(state, batch, theta, critics, metrics["EpCostRegret"])
+            state |= {"recovery": recovery, "recent_costs": recent}
+            info |= {"mean_cost": mean_cost, "recovery": int(recovery)}
+            log(run, state, metrics, info, started, collected)
+    finally:
+        stop(executor)
+    return state
+
+# =========================================================== what the algorithm stands on
+# --- shared: tools ---
+Vector = np.ndarray
+
+class Failure(Exception):
+    """Ends a run: one sentence that says what was wrong, where, and what to do."""
+
+WEIGHTS, CRITICS, EPISODE = 2, 3, 4  # purposes of random streams; evaluation has 1
+
+def random(seed, purpose, index=0):
+    """A generator for each purpose and index: numpy keeps a spawn key apart from the seed."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, index)))
+
+# --------------------------------------------------------------------- 4. trust region
+def steepest_step(gradient, direction, delta):
+    """sqrt(2 delta / g.x) x, the step of KL delta along x = F^-1 g; and g / sqrt(2 delta g.x): of
+    any step, its change in units of the best. Both 0 if g is. For gradients of 1e-300 to 1e150."""
+    scale = max(np.abs(gradient).max(), 1e-300)
     g, x = gradient / scale, direction / scale
-    norm = math.sqrt(2 * delta * abs(float(g @ x)))
-    if not norm < math.inf:
+    best = math.sqrt(2 * delta * abs(float(g @ x)))
+    if best == 0:
+        return np.zeros_like(g), np.zeros_like(g)
+    if not math.isfinite(best):
         raise Failure("a policy gradient, or F^-1 times it, is not finite.")
-    return g / (norm or math.inf), 2 * delta / (norm or math.inf) * x
+    return 2 * delta / best * x, g / best
 
-def conjugate_gradients(product: Callable, b: Vector, iterations: int) -> tuple[Vector, float]:
-    """Solves A x = b for symmetric positive definite A, given as v -> A v; returns x and |b - A x| / |b|."""
-    scale = np.abs(b).max() or 1.0
+def conjugate_gradients(product, b, iterations):
+    """x with A x = b, for symmetric positive definite A given as v -> A v; and |b - A x| / |b|."""
+    scale = max(np.abs(b).max(), 1e-300)
     x, r, p = np.zeros_like(b), b / scale, b / scale
     rr = start = float(r @ r)
     for _ in range(iterations):
         if rr <= 1e-20 * start:
             break
         Ap = product(p)
-        alpha = rr / (float(p @ Ap) or math.inf)
-        x, r = x + alpha * p, r - alpha * Ap
+        curvature = float(p @ Ap)
+        if curvature == 0:  # A does not see p: there is no solution
+            break
+        x = x + rr / curvature * p
+        r = r - rr / curvature * Ap
         rr, previous = float(r @ r), rr
         p = r + rr / previous * p
-    return scale * x, math.sqrt(rr / (start or 1.0))
+    return scale * x, math.sqrt(rr / start) if start else 0.0
 
-def line_search(judge: Callable, theta: Vector, step: Vector, shrink: float = 0.8, trials: int = 60):
-    """The largest fraction shrink^k of a step to pass `judge`: theta -> (what failed or "", measured). Gives
-    the parameters, the old ones if none passes, and measured, with stopped_by: what the larger one failed."""
+def line_search(judge, theta, step, shrink=0.8, trials=60):
+    """The largest fraction shrink^k of a step to pass judge: theta -> (what failed, measured).
+    Returns the new parameters, the old ones if none passes, and what was measured there, with
+    stopped_by: what the next larger fraction failed."""
     stopped_by = "nothing"
     for trial, fraction in enumerate([*shrink ** np.arange(trials), 0.0]):
         failed, measured = judge(theta + fraction * step)
@@ -185,35 +260,39 @@ def line_search(judge: Callable, theta: Vector, step: Vector, shrink: float = 0.
     measured |= {"trials": trial + 1, "fraction": float(fraction), "stopped_by": stopped_by}
     return theta + fraction * step, measured
 
-# policy, policy gradient, Fisher product
+# --------------------------------------------------------------------------- 5. policy
 class Policy(NamedTuple):
     sizes: tuple[int, ...]  # tanh layers from the size of an observation to that of an action
     discrete: bool  # whether the head is categorical; otherwise it is Gaussian
 
-def initial_parameters(sizes: tuple, log_std: Vector, rng, last: float = 0.01) -> Vector:
-    """Weights uniform in +-1/sqrt(fan in), the last layer's times `last`; biases 0; then the log std."""
+def initial_parameters(sizes, log_std, rng, last=0.01):
+    """Weights uniform in +-1/sqrt(fan in), the last layer's times `last`; biases 0; the log std."""
     parts = []
-    for fan_in, fan_out in pairwise(sizes):
-        parts += [rng.uniform(-1, 1, fan_in * fan_out) / math.sqrt(fan_in), np.zeros(fan_out)]
+    for fan_in, fan_out in itertools.pairwise(sizes):
+        parts.append(rng.uniform(-1, 1, fan_in * fan_out) / math.sqrt(fan_in))
+        parts.append(np.zeros(fan_out))
     parts[-2] *= last
     return np.concatenate([*parts, log_std])
 
-def unflatten(theta: Vector, sizes: tuple[int, ...]) -> tuple[list, Vector]:
-    """[(W, b) of every layer], and what is left of theta: the log std."""
+def unflatten(theta, sizes):
+    """[(W, b) of every layer], as views; and what is left of theta: the log std."""
     layers, start = [], 0
-    for fan_in, fan_out in pairwise(sizes):
-        stop = start + fan_in * fan_out
-        layers.append((theta[start:stop].reshape(fan_in, fan_out), theta[stop : stop + fan_out]))
-        start = stop + fan_out
+    for fan_in, fan_out in itertools.pairwise(sizes):
+        middle = start + fan_in * fan_out
+        W = theta[start:middle].reshape(fan_in, fan_out)
+        start = middle + fan_out
+        layers.append((W, theta[middle:start]))
     return layers, theta[start:]
 
-def network(layers: list, inputs: np.ndarray) -> np.ndarray:
+def network(layers, inputs):
     for W, b in layers[:-1]:
         inputs = anp.tanh(inputs @ W + b)
-    return inputs @ layers[-1][0] + layers[-1][1]
+    W, b = layers[-1]
+    return inputs @ W + b
 
-def distributions(policy: Policy, theta: Vector, observations: np.ndarray) -> np.ndarray:
-    """pi(.|s) in rows: log probabilities (n, k) of k indices, or mean and log std (n, 2k) of k dimensions."""
+def distributions(policy, theta, observations):
+    """pi(.|s) in rows, as precise as observations: log probabilities (n, k) of k indices, or mean
+    and log std (n, 2k) of k dimensions."""
     layers, log_std = unflatten(theta.astype(observations.dtype), policy.sizes)
     outputs = network(layers, observations)
     if policy.discrete:
@@ -221,7 +300,7 @@ def distributions(policy: Policy, theta: Vector, observations: np.ndarray) -> np
         return outputs - anp.log(anp.sum(anp.exp(outputs), axis=1, keepdims=True))
     return anp.concatenate([outputs, anp.zeros_like(outputs) + log_std], axis=1)
 
-def log_probabilities(policy: Policy, distributions: np.ndarray, actions: np.ndarray) -> Vector:
+def log_probabilities(policy, distributions, actions):
     """log pi(a|s), (n,), of indices (n,), or of Gaussian actions (n, k), summed over k."""
     if policy.discrete:
         return distributions[np.arange(len(actions)), actions]
@@ -229,42 +308,43 @@ def log_probabilities(policy: Policy, distributions: np.ndarray, actions: np.nda
     z = (actions - mean) * anp.exp(-log_std)
     return anp.sum(-0.5 * z**2 - log_std - 0.5 * math.log(2 * math.pi), axis=1)
 
-def mean_kl(policy: Policy, old: np.ndarray, new: np.ndarray) -> float:
+def mean_kl(policy, old, new):
     """Mean over states of KL(old || new), summed over action dimensions [nats]."""
-    if policy.discrete:  # exp(new) - exp(old) sums to 0, but makes the Hessian in log probabilities diag(p)
+    if policy.discrete:
+        # exp(new) - exp(old) sums to 0, but makes the Hessian in log probabilities diag(p)
         return anp.mean(anp.sum(np.exp(old) * (old - new - 1) + anp.exp(new), axis=1))
-    (mean, log_std), (new_mean, new_log_std) = np.split(old, 2, axis=1), anp.split(new, 2, axis=1)
+    mean, log_std = np.split(old, 2, axis=1)
+    new_mean, new_log_std = anp.split(new, 2, axis=1)
     ratio = (np.exp(2 * log_std) + (mean - new_mean) ** 2) * anp.exp(-2 * new_log_std)
     return anp.mean(anp.sum(new_log_std - log_std + (ratio - 1) / 2, axis=1))
 
-def policy_gradient(policy: Policy, theta: Vector, observations: np.ndarray, actions: np.ndarray) -> tuple:
-    """weights (n,) -> sum_i weights_i grad log pi(a_i|s_i), by autograd; and log pi(a_i|s_i), (n,)."""
-    vjp, log_probs = make_vjp(
-        lambda theta: log_probabilities(policy, distributions(policy, theta, observations), actions))(theta)
-    return lambda weights: vjp(weights.astype(log_probs.dtype)), log_probs
+def policy_gradient(policy, theta, observations, actions):
+    """weights (n,) -> sum_i weights_i grad log pi(a_i|s_i); and log pi(a_i|s_i), (n,)."""
+    def log_pi(theta):
+        return log_probabilities(policy, distributions(policy, theta, observations), actions)
 
-def fisher_product(policy: Policy, theta: Vector, observations: np.ndarray, damping: float) -> Callable:
-    """v -> (F + damping I) v; F = J^T M J, J the Jacobian of `distributions` and M the Hessian of mean_kl."""
+    product, log_probs = make_vjp(log_pi)(theta)
+    return lambda weights: product(weights.astype(log_probs.dtype)), log_probs
+
+def fisher_product(policy, theta, observations, damping):
+    """v -> (F + damping I) v; F = J^T M J, J the Jacobian of distributions, M the KL's Hessian."""
     old = distributions(policy, theta, observations)
     product = make_ggnvp(lambda theta: distributions(policy, theta, observations),
                          lambda new: mean_kl(policy, old, new))(theta)
     return lambda v: product(v) + damping * v
 
-def random(seed: int, purpose: int, index: int = 0) -> np.random.Generator:
-    """A stream of its own for each purpose and index: numpy keeps a spawn key apart from the seed."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, index)))
-
-# advantages and critics
+# ---------------------------------------------------------- 6. advantages and critics
 class Batch(NamedTuple):
-    raw: np.ndarray  # (n + episodes, size): T + 1 observations an episode, as the environment gave them
+    """The n steps of some episodes, one after the other."""
+    raw: np.ndarray  # (n + episodes, size): T + 1 observations an episode, as they came
     inputs: np.ndarray  # the same, normalised; float32
-    lasts: np.ndarray  # (episodes,): rows that have no action
+    lasts: np.ndarray  # (episodes,) rows of both that have no action
     observations: np.ndarray  # (n, size): inputs without these
     actions: np.ndarray  # (n, k), or (n,) indices
     reward: Vector  # (n,)
     cost: Vector  # (n,)
     lengths: np.ndarray  # (episodes,): T
-    terminated: np.ndarray  # (episodes,): otherwise truncated
+    terminated: np.ndarray  # (episodes,): if not, truncated
 
 def make_batch(episodes, actor):
     raw, actions, reward, cost = map(np.concatenate, list(zip(*episodes))[:4])
@@ -273,11 +353,12 @@ def make_batch(episodes, actor):
     inputs = actor.normalise(raw).astype(np.float32)
     if not actor.policy.discrete:
         actions = actions.astype(np.float32)
-    return Batch(raw, inputs, lasts, np.delete(inputs, lasts, axis=0), actions, reward, cost, lengths,
-                 terminated=np.array([episode.terminated for episode in episodes]))
+    terminated = np.array([episode.terminated for episode in episodes])
+    observations = np.delete(inputs, lasts, axis=0)
+    return Batch(raw, inputs, lasts, observations, actions, reward, cost, lengths, terminated)
 
 def by_time(values, lengths):
-    """(n,) values as a table (episodes, longest T), padded with zeros, and the mask of what is not padded."""
+    """(n,) values as a table (episodes, longest T), padded with 0; and the mask of what is not."""
     mask = np.arange(lengths.max()) < lengths[:, None]
     table = np.zeros(mask.shape)
     table[mask] = values
@@ -291,8 +372,8 @@ def discounted_sums(values, lengths, discount):
     return table[mask]
 
 def gae(batch, signal, values, discount, gae_lambda):
-    """sum_k (discount lambda)^k (r + discount V' - V)[t + k], given V of all T + 1 observations. The last
-    one counts where an episode was truncated, not where it terminated."""
+    """sum_k (discount lambda)^k (r + discount V' - V)[t + k], given V of T + 1 observations; of the
+    last one it counts where an episode was truncated, not where it terminated."""
     following = np.delete(values, batch.lasts - batch.lengths)
     following[np.cumsum(batch.lengths)[batch.terminated] - 1] = 0
     residuals = signal + discount * following - np.delete(values, batch.lasts)
@@ -306,9 +387,9 @@ def less_the_others(returns, lengths):
     return np.where(count > 1, table - others, 0.0)[mask]
 
 def with_signal(advantages, signal, returns, lengths):
-    """Advantages, but 0 where they are below the rounding of the returns; and everywhere, if at equal
-    time the returns of all episodes are equal (of a single one: if its signal is constant): then no action
-    has made a difference, whatever a critic says, and a natural step would follow rounding."""
+    """Advantages, but 0 where they are below the rounding of the returns; and everywhere, if at
+    equal time all episodes have equal returns (a single one: a constant signal): no action has made
+    a difference, whatever a critic says, and a natural step would follow rounding."""
     rounding = 1e-12 * np.abs(returns).max()
     contrast = signal - signal.mean()
     if len(lengths) > 1:
@@ -341,300 +422,241 @@ def fit_critic(critic, sizes, inputs, targets, rng, slope=np.subtract):
     return critic.astype(float)
 
 def estimate_advantages(config, batch, state):
-    """Advantages of reward and of cost, (n,) each, and the critics, fitted to this batch for the next:
+    """Advantages of reward and of cost, (n,) each, and critics fitted to this batch, for the next:
     mc    discounted return to go
     time  the same, less the mean of the other episodes at equal time
     gae   generalised advantage estimation with a critic for each, less the batch mean"""
     sizes, advantages, critics = (*state["sizes"][:-1].tolist(), 1), [], {}
     rng = random(config.seed, CRITICS, state["epoch"])
     if config.advantage == "time" and len(batch.lengths) == 1:
-        raise Failure(f"a batch of one episode, of {len(batch.cost):,} steps, has no others to be compared "
-                      "with: take a larger --batch-steps, or --advantage gae.")
+        raise Failure(f"a batch of one episode, of {len(batch.cost):,} steps, has no others to "
+                      "compare it with: take a larger --batch-steps, or --advantage gae.")
     for name, signals in (("reward", batch.reward), ("cost", batch.cost)):
         returns = estimate = discounted_sums(signals, batch.lengths, config.discount)
         if config.advantage == "time":
             estimate = less_the_others(returns, batch.lengths)
         if config.advantage == "gae":
-            critic = state[name + "_critic"]
+            critic = state[f"{name}_critic"]
             values = network(unflatten(critic, sizes)[0], batch.inputs)[:, 0]
             estimate = gae(batch, signals, values, config.discount, config.gae_lambda)
             targets = estimate + np.delete(values, batch.lasts)
-            critics[name + "_critic"] = fit_critic(critic, sizes, batch.observations, targets, rng)
+            critics[f"{name}_critic"] = fit_critic(critic, sizes, batch.observations, targets, rng)
             estimate = estimate - estimate.mean()
         advantages.append(with_signal(estimate, signals, returns, batch.lengths))
     return *advantages, critics
 
-# environments and episodes
+# ------------------------------------------------------------------------ 7. episodes
 @functools.lru_cache
-def safety_gymnasium(textures: bool):
-    """safety-gymnasium 1.0.0, for Python 3.11 too; without textures, resets decode no PNG files (1 s)."""
-    import mujoco
-    if not textures and importlib.util.find_spec(fast := "fast_safety_gymnasium"):
-        importlib.import_module(fast)  # it lies beside this file: the same bits, sooner
-    dataclass, compile_model = dataclasses.dataclass, mujoco.MjModel.from_xml_string
-    def dataclass_with_arrays(cls):
+def safety_gymnasium():
+    """safety-gymnasium 1.0.0; with fast_safety_gymnasium.py beside this file: same bits, sooner."""
+    if importlib.util.find_spec("fast_safety_gymnasium"):
+        importlib.import_module("fast_safety_gymnasium")
+        return importlib.import_module("safety_gymnasium")
+    dataclass, robotics = dataclasses.dataclass, "gymnasium_robotics.envs.multiagent_mujoco"
+
+    def dataclass_with_arrays(cls):  # Python 3.11 refuses arrays as defaults
         for name, value in list(vars(cls).items()):
-            if isinstance(value, np.ndarray):  # Python 3.11 refuses arrays as defaults
+            if isinstance(value, np.ndarray):
                 setattr(cls, name, dataclasses.field(default_factory=value.copy))
         return dataclass(cls)
-    sys.modules["gymnasium_robotics.envs.multiagent_mujoco.mujoco_multi"] = unittest.mock.MagicMock()
+
+    sys.modules[f"{robotics}.mujoco_multi"] = unittest.mock.MagicMock()
     with unittest.mock.patch.object(dataclasses, "dataclass", dataclass_with_arrays):
-        package = importlib.import_module("safety_gymnasium")
-    if not textures:
-        pattern = re.compile(r'<texture\b[^>]*?(/>|></texture>)|\stexture="[^"]*"')
-        mujoco.MjModel.from_xml_string = staticmethod(lambda xml: compile_model(pattern.sub("", xml)))
-    return package
+        return importlib.import_module("safety_gymnasium")
 
 @functools.lru_cache
-def make_env(task: str, thread: int = 0, **rendering):
-    """The environment of this thread, reset once: the first episode after `make` differs in its last bits."""
+def make_env(task, thread=0, **rendering):
+    """The environment of this thread; actions are clipped, a bounded Box becomes [-1, 1]."""
     import gymnasium
+    from gymnasium import spaces, wrappers
+
     try:
-        make = safety_gymnasium(bool(rendering)).make if task.startswith("Safety") else gymnasium.make
+        make = safety_gymnasium().make if task.startswith("Safety") else gymnasium.make
         env = make(task, disable_env_checker=True, **rendering)
     except (gymnasium.error.Error, ImportError, AssertionError) as error:
         raise Failure(f"--task {task} cannot be made: {error}") from None
     space = env.action_space
-    if not isinstance(space, (gymnasium.spaces.Box, gymnasium.spaces.Discrete)) or getattr(space, "start", 0):
-        raise Failure(f"--task {task} has actions in {space}; Box, and Discrete from 0, are supported.")
+    if isinstance(space, spaces.Box):
+        if space.is_bounded():
+            env = wrappers.RescaleAction(env, -1.0, 1.0)
+        env = wrappers.ClipAction(env)
+    elif not isinstance(space, spaces.Discrete) or space.start != 0:
+        raise Failure(f"--task {task} has actions in {space}, not in a Box, or Discrete from 0.")
     if len(env.observation_space.shape or ()) != 1:
-        env = gymnasium.wrappers.FlattenObservation(env)
-    env.bounded = hasattr(space, "low") and (space.bounded_below & space.bounded_above).all()
-    env.low, env.range = (space.low, space.high - space.low) if env.bounded else (None, None)
-    env.reset(seed=0)
+        env = wrappers.FlattenObservation(env)
+    env.reset(seed=0)  # the first episode after `make` differs in its last bits
     return env
+
+def env_step(env, action):
+    """(observation, reward, cost, terminated, truncated); the cost is a sixth value, or in info."""
+    observation, reward, *cost, terminated, truncated, info = env.step(action)
+    return observation, reward, cost[0] if cost else info["cost"], terminated, truncated
 
 class Episode(NamedTuple):
     observations: np.ndarray  # (T + 1, size), as the environment gave them
-    actions: np.ndarray  # (T, size) before they are clipped, or (T,) indices
-    rewards: Vector
-    costs: Vector
+    actions: np.ndarray  # (T, k) before they are clipped, or (T,) indices
+    rewards: Vector  # (T,)
+    costs: Vector  # (T,)
     terminated: bool  # if not, the episode was truncated
 
 class Actor(NamedTuple):
-    """A policy as workers need it: float64, one row at a time, so that every process finds the same bits."""
+    """A policy as workers need it: float64, one row at a time: the same bits in every process."""
     policy: Policy
     theta: Vector
     mean: Vector  # of observations
     std: Vector
 
-    def normalise(self, observations: np.ndarray) -> np.ndarray:
+    def normalise(self, observations):
         return ((observations - self.mean) / self.std).clip(-10, 10)
 
-    def acting(self, rng: np.random.Generator | None) -> Callable:
-        """observation -> a sampled action; without rng, the mean or the most likely one."""
+    def acting(self, rng):
+        """observation -> a sampled action; if rng is None, the mean or the most likely one."""
         layers, log_std = unflatten(self.theta, self.policy.sizes)
+
         def act(observation):
             output = network(layers, self.normalise(observation))
-            if self.policy.discrete:
-                return np.argmax(output + rng.gumbel(size=len(output)) if rng else output)  # a sample
-            return output + np.exp(log_std) * rng.standard_normal(len(output)) if rng else output
+            if rng and self.policy.discrete:  # the largest of logits with Gumbel noise is a sample
+                output = output + rng.gumbel(size=len(output))
+            elif rng:
+                output = output + np.exp(log_std) * rng.standard_normal(len(output))
+            return np.argmax(output) if self.policy.discrete else output
+
         return act
 
-def env_step(env, action) -> tuple:
-    """(observation, reward, cost, terminated, truncated); maps [-1, 1] to the bounds of a bounded Box."""
-    if env.bounded:
-        action = env.low + (action.clip(-1, 1) + 1) / 2 * env.range
-    observation, reward, *cost, terminated, truncated, info = env.step(action)
-    return observation, reward, cost[0] if cost else info["cost"], terminated, truncated
-
-def run_episode(task: str, seed: int, index: int, actor: Actor) -> Episode:
-    """Episode `index` of the run: the same bits in whatever process, and after whatever other episodes."""
+def run_episode(task, seed, index, actor):
+    """Episode `index` of the run: the same bits in any process, and after any other episodes."""
     rng, steps = random(seed, EPISODE, index), []
     try:
         env, act = make_env(task, threading.get_ident()), actor.acting(rng)
-        observations, ended, truncated = [env.reset(seed=int(rng.integers(2**32)))[0]], False, False
-        while not (ended or truncated):
+        observations = [env.reset(seed=int(rng.integers(2**32)))[0]]
+        terminated = truncated = False
+        while not (terminated or truncated):
             action = act(observations[-1])
-            observation, reward, cost, ended, truncated = env_step(env, action)
+            observation, reward, cost, terminated, truncated = env_step(env, action)
             if not math.isfinite(action.sum() + reward + cost + observation.sum()):
-                raise ArithmeticError(f"not finite: {action=}, {reward=}, {cost=} or {observation=}")
+                measured = f"{action=}, {reward=}, {cost=} or {observation=}"
+                raise ArithmeticError(f"not finite: {measured}")
             steps.append((action, reward, cost))
             observations.append(observation)
-        return Episode(np.array(observations, float), *map(np.array, zip(*steps)), bool(ended))
+        return Episode(np.array(observations, float), *map(np.array, zip(*steps)), bool(terminated))
     except Exception as error:
         where = f"{task}, seed {seed}, episode {index}, step {len(steps)}"
         raise Failure(f"{where}: {type(error).__name__}: {error}") from error
 
-def guard_worker() -> None:
+# ------------------------------------------------------------------------- 8. workers
+def guard_worker():
     """A worker leaves Ctrl-C to its parent, and ends when its parent has ended, in whatever way."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    wait = multiprocessing.parent_process().join
-    threading.Thread(target=lambda: (wait(), os._exit(1)), daemon=True).start()
+    def end_with_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
 
-def make_executor(config: Config):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+def make_executor(config):
     """Processes on this machine, or a Dask cluster; both are executors as in concurrent.futures."""
     if not config.scheduler:
-        return ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn"), guard_worker)
+        spawn = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(config.workers, spawn, guard_worker)
     from distributed import Client
+
     client = Client(config.scheduler)
     client.upload_file(__file__)
     return client.get_executor()
 
-def collect(executor, config: Config, actor: Actor, first: int, length: float, size: int, deaths: int = 0):
-    """Episodes first, first + 1, ... until they have `size` steps, about `length` each. A death: all anew."""
-    episodes, pending, steps, planned = [], [], 0, first
+def stop(executor):
+    """Does not wait; Dask's executor has no cancel_futures."""
+    ours = isinstance(executor, ProcessPoolExecutor)
+    executor.shutdown(wait=False, **({"cancel_futures": True} if ours else {}))
+
+def collect(executor, config, actor, first, size, attempt=1):
+    """Episodes first, first + 1, ... in this order, to the one that reaches `size` steps; and the
+    executor, another one if a worker has died: then all start anew."""
     run = functools.partial(run_episode, config.task, config.seed, actor=actor)
+    episodes, jobs, planned, steps, length = [], [], first, 0, 1000
     try:
         while steps < size:
             wanted = first + len(episodes) + math.ceil((size - steps) / length)
-            while planned < wanted:
-                indices = range(planned, planned := min(wanted, planned + math.ceil(500 / length)))
-                pending.append(executor.submit(list, map(run, indices)))  # short episodes share a job
-            episodes += pending.pop(0).result()
-            steps = sum(len(episode.rewards) for episode in episodes)
+            while planned < wanted:  # short episodes share a job
+                indices = range(planned, min(wanted, planned + math.ceil(500 / length)))
+                jobs.append(executor.submit(list, map(run, indices)))
+                planned = indices.stop
+            episodes += jobs.pop(0).result()
+            steps = sum(len(episode.costs) for episode in episodes)
             length = steps / len(episodes)
-    except (BrokenExecutor, getattr(sys.modules.get("distributed"), "KilledWorker", BrokenExecutor)):
-        if deaths == 3 or config.scheduler:  # Dask has tried as often by itself
-            raise Failure(f"workers died four times in the epoch that starts at episode {first}.") from None
-        return collect(make_executor(config), config, actor, first, length, size, deaths + 1)
-    for future in pending:
-        future.cancel()
-    return executor, episodes[: np.searchsorted(np.cumsum([len(e.rewards) for e in episodes]), size) + 1]
-# --- end shared ---
+    except Exception as error:
+        if type(error).__name__ not in ("BrokenProcessPool", "KilledWorker"):  # ours and Dask's
+            raise
+        if attempt == 4 or config.scheduler:  # Dask has tried as often by itself
+            text = f"workers died four times in the epoch that begins with episode {first}."
+            raise Failure(text) from None
+        return collect(make_executor(config), config, actor, first, size, attempt + 1)
+    for job in jobs:
+        job.cancel()
+    ends = np.cumsum([len(episode.costs) for episode in episodes])
+    return executor, episodes[: np.searchsorted(ends, size) + 1]
 
-def update_policy(config: Config, policy: Policy, theta: Vector, observations: np.ndarray, actions: Vector,
-                  reward_advantages: Vector, cost_advantages: Vector, margin: float) -> tuple:
-    """One update from a batch of n steps: gradients, natural directions, the step, the line search.
-    Cost advantages and margin have the same unit; margin 0 is recovery."""
-    gradient, old_log_probs = policy_gradient(policy, theta, observations, actions)
-    reward_gradient, cost_gradient = (gradient(a / len(a)) for a in (reward_advantages, cost_advantages))
-    # the release averages the KL over action dimensions: KL / k + beta Psi <= delta, and damps F / k
-    k = policy.sizes[-1] if config.official_units and not policy.discrete else 1
-    delta, beta, damping = k * config.delta, k * config.beta, k * config.damping
-    fisher = fisher_product(policy, theta, observations, damping)
-    reward_direction, reward_residual = conjugate_gradients(fisher, reward_gradient, config.cg_iterations)
-    cost_direction, cost_residual = conjugate_gradients(fisher, cost_gradient, config.cg_iterations)
-    step, info = barrier_step(reward_gradient, reward_direction, cost_gradient, cost_direction,
-                              delta, beta, margin, config.barrier)
-    old = distributions(policy, theta, observations)
-    rounding = np.finfo(old.dtype).eps * np.abs(cost_advantages).max()
-
-    def judge(theta):
-        new = distributions(policy, theta, observations)
-        gains = np.expm1((log_probabilities(policy, new, actions) - old_log_probs).astype(float))  # ratio - 1
-        kl, cost = float(mean_kl(policy, old, new)), float(np.mean(gains * cost_advantages))
-        reward = float(np.mean(gains * reward_advantages))
-        divergence = kl + beta * barrier_divergence(cost, margin, config.barrier) if margin > 0 else kl
-        failed = "divergence" if not divergence <= delta else ""
-        if not failed and not (reward >= 0 if margin > 0 else cost <= rounding):
-            failed = "reward" if margin > 0 else "cost"
-        return failed, {"realised_kl": kl, "realised_divergence": divergence, "surrogate_reward": reward,
-                        "surrogate_cost": cost}
-
-    theta, found = line_search(judge, theta, step)
-    return theta, info | found | {"reward_residual": reward_residual, "cost_residual": cost_residual}
-
-def windowed_cost(before: Vector, costs: Vector, window: int) -> tuple[float, Vector]:
-    """J_c: the mean, over the episodes of a batch, of the mean cost of the last `window` at the end of each;
-    and the last costs, for the next batch. With a window of 1, the mean cost of the batch."""
-    costs, first = np.append(before, costs), len(before) + 1
-    ends = range(first, len(costs) + 1)
-    return np.mean([costs[max(0, end - window) : end].mean() for end in ends]), costs[-window:]
-
-def train(config: Config, run: Path, state: dict) -> dict:
-    """The paper's Algorithm 1: collect, estimate, update, log and save, until config.total_steps are done."""
-    executor = make_executor(config)
-    bar = tqdm(total=config.total_steps, initial=state["steps"], unit="step", disable=not sys.stderr.isatty())
-    try:
-        if not state["steps"]:
-            executor, state = warm_up(executor, config, state)
-        while state["steps"] < config.total_steps:
-            started, actor = time.perf_counter(), make_actor(state)
-            length = state["steps"] / state["next_episode"] if state["next_episode"] else 1000
-            executor, episodes = collect(
-                executor, config, actor, state["next_episode"], length, config.batch_steps)
-            collected = time.perf_counter()
-            batch = make_batch(episodes, actor)
-            rewards, costs, critics = estimate_advantages(config, batch, state)
-            metrics = episode_metrics(episodes)
-            # mean over steps -> cost per episode: times its steps (the release: discounted, 1 / (1 - gamma))
-            costs = costs * (1 / (1 - config.discount) if config.official_units else metrics["EpLen"])
-            mean_cost, recent = windowed_cost(
-                state.get("recent", []), [episode.costs.sum() for episode in episodes], config.cost_window)
-            ends_at = config.cost_limit * (config.hysteresis if state.get("recovery", True) else 1.0)
-            recovery = mean_cost >= ends_at
-            theta, info = update_policy(
-                config, actor.policy, state["theta"], batch.observations, batch.actions, rewards, costs,
-                0.0 if recovery else config.cost_limit - mean_cost)
-            finished = time.perf_counter()
-            metrics["EpCostRegret"] = state["regret"] + max(0.0, metrics["EpCost"] - config.cost_limit)
-            state = {**state, **critics, "theta": theta, "regret": metrics["EpCostRegret"],
-                     "moments": added(state["moments"], batch.raw),
-                     "epoch": state["epoch"] + 1, "steps": state["steps"] + len(batch.cost),
-                     "next_episode": state["next_episode"] + len(episodes), "recovery": recovery,
-                     "recent": recent}
-            state = absorb_scaling(state, actor)
-            save(run, state, {
-                "Train/Epoch": state["epoch"], "Train/TotalSteps": state["steps"],
-                **{f"Metrics/{name}": value for name, value in metrics.items()},
-                "Train/KL": info.pop("realised_kl"), "Misc/AcceptanceStep": info.pop("trials"),
-                **{f"Misc/{name}": value for name, value in info.items()}, "Misc/recovery": int(recovery),
-                **({"Misc/mean_cost": mean_cost} if config.cost_window > 1 else {}),  # else it is EpCost
-                "Time/Total": finished - started,
-                "Time/Rollout": collected - started, "Time/Update": finished - collected})
-            bar.update(len(batch.cost))
-            bar.set_postfix(ret=metrics["EpRet"], cost=metrics["EpCost"], recovery=int(recovery))
-        return state
-    finally:
-        bar.close()
-        executor.shutdown(wait=False, **({} if config.scheduler else {"cancel_futures": True}))
-
-# --- shared: what a run leaves ---
-def episode_metrics(episodes: list[Episode]) -> dict:
-    """Raw means over the epoch's own episodes, undiscounted; an episode is safe if its cost is 0."""
-    reward, cost = (np.array([getattr(e, name).sum() for e in episodes]) for name in ("rewards", "costs"))
-    return {"EpRet": reward.mean(), "EpCost": cost.mean(), "EpLen": np.mean([len(e.costs) for e in episodes]),
+# ----------------------------------------------------------------- 9. what a run leaves
+def episode_metrics(episodes):
+    """Raw means over the epoch's episodes, undiscounted; an episode is safe if its cost is 0."""
+    reward, cost = np.array([[each.rewards.sum(), each.costs.sum()] for each in episodes]).T
+    length = np.mean([len(episode.costs) for episode in episodes])
+    return {"EpRet": reward.mean(), "EpCost": cost.mean(), "EpLen": length,
             "SafetyProbability": (cost == 0).mean(), "SafeReward": (reward * (cost == 0)).mean()}
 
-def initial_state(config: Config) -> dict:
+def initial_state(config):
     """All that a run needs to go on where it stood: the content of checkpoint.npz."""
     env, rng = make_env(config.task), random(config.seed, WEIGHTS)
     discrete, size = hasattr(env.action_space, "n"), env.observation_space.shape[0]
     actions = int(env.action_space.n) if discrete else env.action_space.shape[0]
-    log_std = np.full(0 if discrete else actions, math.log(config.initial_std))
-    return {"sizes": np.array([size, *config.hidden, actions]), "discrete": discrete,
-            "theta": initial_parameters((size, *config.hidden, actions), log_std, rng),
-            # a critic says 0 until it has learned: what it never met has no gradient
-            **{f"{name}_critic": initial_parameters((size, *config.hidden, outputs), [], rng, 0.0)
-               for name, outputs in CRITIC_OUTPUTS.items()},
-            "moments": np.zeros((3, size)),  # of the observations: count, mean, sum of squared deviations
-            "epoch": 0, "steps": 0, "next_episode": 0, "regret": 0.0, "progress": b""}
+    sizes, log_std = (size, *config.hidden, actions), np.full(actions, math.log(config.initial_std))
+    state = {"sizes": np.array(sizes), "discrete": discrete}
+    state["theta"] = initial_parameters(sizes, [] if discrete else log_std, rng)
+    for name, outputs in CRITIC_OUTPUTS.items():  # a critic says 0 until it has learned
+        state[f"{name}_critic"] = initial_parameters((*sizes[:-1], outputs), [], rng, last=0.0)
+    state["moments"] = np.zeros((3, size))  # of observations: count, mean, squared deviations
+    state |= {"epoch": 0, "steps": 0, "next_episode": 0, "regret": 0.0, **MEMORY}
+    return state | {"progress": b""}  # progress.csv, in here so that it is of the same epoch
 
-def added(moments: np.ndarray, raw: np.ndarray) -> np.ndarray:
-    """Count, mean and sum of squared deviations, with more observations (Chan et al. 1983)."""
-    (count, mean, squares), new = moments, len(raw)
-    shift, total = raw.mean(0) - mean, count + new
-    squares = squares + ((raw - raw.mean(0)) ** 2).sum(0) + shift**2 * count * new / total
-    return np.array([total, mean + shift * new / total, squares])
+def make_actor(state):
+    """The policy; observations are scaled by mean and std of all so far (0 and 1 before these)."""
+    count, mean, squares = state["moments"]
+    std = np.ones_like(mean)
+    if count[0] > 0:
+        std = np.sqrt(np.maximum(squares / count, 1e-6))
+    policy = Policy(tuple(state["sizes"].tolist()), state["discrete"])
+    return Actor(policy, state["theta"], mean, std)
 
-def absorb_scaling(state: dict, before: Actor) -> dict:
-    """First layers for the new scaling of the observations, so that policy and critics stay the functions
-    that they were under `before`, but where observations are clipped."""
-    after, state = make_actor(state), dict(state)
+def with_moments(state, raw):
+    """The state with these observations counted (Chan et al. 1983)."""
+    count, mean, squares = state["moments"]
+    new, new_mean = len(raw), raw.mean(axis=0)
+    total, shift = count + new, new_mean - mean
+    squares = squares + ((raw - new_mean) ** 2).sum(axis=0) + shift**2 * count * new / total
+    return state | {"moments": np.array([total, mean + shift * new / total, squares])}
+
+def warm_up(executor, config, state):
+    """The first mean and std: of a batch in which nothing is learned, whose steps do not count."""
+    executor, episodes = collect(executor, config, make_actor(state), 2**41, config.batch_steps)
+    return executor, with_moments(state, np.concatenate([each.observations for each in episodes]))
+
+def advance(state, batch, theta, critics, regret):
+    """The state after an epoch. First layers absorb the new scaling of the observations: policy and
+    critics stay the functions that they were, but where observations are clipped."""
+    before, state = make_actor(state), with_moments(state, batch.raw) | critics
+    state |= {"theta": theta, "regret": regret, "epoch": state["epoch"] + 1,
+              "steps": state["steps"] + len(batch.cost),
+              "next_episode": state["next_episode"] + len(batch.lengths)}
+    after = make_actor(state)
     for name in ("theta", *(f"{name}_critic" for name in CRITIC_OUTPUTS)):
         state[name] = state[name].copy()
-        (W, b), = unflatten(state[name], after.policy.sizes[:2])[0]  # views
+        W, b = unflatten(state[name], after.policy.sizes[:2])[0][0]  # views
         b += (after.mean - before.mean) / before.std @ W
         W *= (after.std / before.std)[:, None]
     return state
 
-def warm_up(executor, config: Config, state: dict) -> tuple:
-    """The first mean and std of the observations: of a batch of the initial policy's own, in which nothing
-    is learned and whose steps do not count."""
-    executor, episodes = collect(executor, config, make_actor(state), 2**41, 1000, config.batch_steps)
-    raw = np.concatenate([episode.observations for episode in episodes])
-    return executor, state | {"moments": added(state["moments"], raw)}
-
-def make_actor(state: dict) -> Actor:
-    """The policy; observations are scaled by mean and std of all before this epoch (0 and 1 at first)."""
-    count, mean, squares = state["moments"]
-    std = np.sqrt(np.maximum(squares / np.maximum(count, 1), 1e-6)) if count[0] else np.ones_like(mean)
-    policy = Policy(tuple(state["sizes"].tolist()), state["discrete"])
-    return Actor(policy, state["theta"], mean, std)
-
-def write(path: Path, data: bytes, previous: Path | None = None) -> None:
-    """Old or new content is there at every moment, whole; the old one stays as `previous`, if given."""
+def write(path, data, previous=None):
+    """Old or new content is there at every moment, whole; the old one stays as `previous`."""
     with open(path.with_suffix(".tmp"), "wb") as file:
         file.write(data)
         file.flush()
@@ -643,8 +665,8 @@ def write(path: Path, data: bytes, previous: Path | None = None) -> None:
         os.replace(path, previous)
     os.replace(path.with_suffix(".tmp"), path)
 
-def save(run: Path, state: dict, row: dict | None = None) -> None:
-    """checkpoint.npz, the one before as checkpoint.previous.npz, and progress.csv, which is part of both."""
+def save(run, state, row=None):
+    """checkpoint.npz, the one before as checkpoint.previous.npz, and progress.csv, a row longer."""
     if row:
         lines = [row.values()] if state["progress"] else [row, row.values()]
         state["progress"] += "".join(",".join(map(str, line)) + "\n" for line in lines).encode()
@@ -652,75 +674,161 @@ def save(run: Path, state: dict, row: dict | None = None) -> None:
     write(run / "checkpoint.npz", buffer.getvalue(), run / "checkpoint.previous.npz")
     write(run / "progress.csv", state["progress"])
 
-def load_run(run: Path) -> tuple[Config, dict]:
+def log(run, state, metrics, info, started, collected):
+    """Saves the state with a row of progress.csv, named as SafePO's; and says where the run is."""
+    row = {"Train/Epoch": state["epoch"], "Train/TotalSteps": state["steps"]}
+    row |= {f"Metrics/{name}": value for name, value in metrics.items()}
+    row |= {"Train/KL": info.pop("realised_kl"), "Misc/AcceptanceStep": info.pop("trials")}
+    row |= {f"Misc/{name}": value for name, value in info.items()}
+    rollout, update = collected - started, time.perf_counter() - collected
+    row |= {"Time/Total": rollout + update, "Time/Rollout": rollout, "Time/Update": update}
+    save(run, state, row)
+    print("{Train/TotalSteps:>11,} steps: return {Metrics/EpRet:.4g}, cost {Metrics/EpCost:.4g}, "
+          "safe {Metrics/SafetyProbability:.2f}".format_map(row), flush=True)
+
+def load_run(run):
     """Config and newest undamaged state of a run; the checksums of npz files tell damage."""
-    for path in filter(Path.exists, (run / "checkpoint.npz", run / "checkpoint.previous.npz")):
+    for path in (run / "checkpoint.npz", run / "checkpoint.previous.npz"):
         try:
             config = Config(**json.loads((run / "config.json").read_text())["config"])
             with np.load(path) as arrays:
-                return config, {name: a if (a := arrays[name]).ndim else a.item() for name in arrays}
+                state = {name: arrays[name] for name in arrays}
+            return config, {name: a if a.ndim else a.item() for name, a in state.items()}
+        except FileNotFoundError:
+            continue
         except Exception as error:  # damage has many faces
             print(f"{path} cannot be used: {error}", file=sys.stderr)
     raise Failure(f"{run} holds no run that can be resumed; start anew under another --experiment.")
 
-def report(run: Path, state: dict) -> str:
-    """Draws curves.png; returns the means over the last tenth of the epochs, and where everything is."""
+def report(run, state):
+    """Draws curves.png; returns means over the last tenth of the epochs, and where all is."""
     from matplotlib.figure import Figure
-    rows, text = list(csv.DictReader(state["progress"].decode().splitlines())), "Mean over the last tenth:"
-    figure = Figure(figsize=(16, 3.2), layout="constrained")
-    for axis, name in zip(figure.subplots(1, 4), ("EpRet", "EpCost", "SafetyProbability", "SafeReward")):
+
+    rows = list(csv.DictReader(state["progress"].decode().splitlines()))
+    figure, text = Figure(figsize=(16, 3.2), layout="constrained"), "Mean over the last tenth:"
+    names = "EpRet", "EpCost", "SafetyProbability", "SafeReward"
+    for axis, name in zip(figure.subplots(1, 4), names):
         values = [float(row[f"Metrics/{name}"]) for row in rows]
         axis.plot([int(row["Train/TotalSteps"]) for row in rows], values)
         axis.set(title=name, xlabel="environment steps")
         text += f" {name} {np.mean(values[-max(1, len(rows) // 10):]):.3g}"
     figure.savefig(run / "curves.png")
-    return f"{text}\npolicy  {run}/checkpoint.npz\ncurves  {run}/curves.png\nnumbers {run}/progress.csv"
+    text += f"\npolicy  {run}/checkpoint.npz\ncurves  {run}/curves.png"
+    return f"{text}\nnumbers {run}/progress.csv"
 
-# the command line
-def check_blas() -> None:
-    """Some OpenBLAS builds multiply wrongly on some CPUs (numpy/numpy#24903): a millisecond tells."""
+# ------------------------------------------------------ 10. options and command line
+def option(default, meaning, rule=""):
+    """A field of Config; its rule is an interval, (0, 1], or a set, {mc, time, gae}."""
+    return dataclasses.field(default=default, metadata={"text": meaning, "rule": rule})
+
+def allowed(value, rule):
+    if rule.startswith("{"):
+        return str(value) in rule[1:-1].split(", ")
+    low, high = map(float, rule[1:-1].split(", "))
+    above = low < value or (low == value and rule[0] == "[")
+    return above and (value < high or (value == high and rule[-1] == "]"))
+
+class Checked:
+    """What Config inherits: a bad option is one sentence."""
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, rule = getattr(self, field.name), field.metadata["rule"]
+            values = value if isinstance(value, (tuple, list)) else [value]
+            if rule and not all(allowed(each, rule) for each in values):
+                name = field.name.replace("_", "-")
+                raise Failure(f"--{name} is {value!r} but must be in {rule}.")
+# --- end shared ---
+
+CRITIC_OUTPUTS = {"reward": 1, "cost": 1}
+MEMORY = {"recovery": True, "recent_costs": np.zeros(0)}  # what the loop carries besides
+PRESETS = {"none": {}, "paper": {  # what the published runs were made with
+    "batch_steps": 20_000, "barrier": "xlogx", "beta": 1.0, "hysteresis": 0.8, "official_units": 1,
+    "cost_window": 50, "cg_iterations": 15, "damping": 0.1}}
+GROUPS = {"task": "run", "delta": "algorithm", "hidden": "network", "scheduler": "rarely changed"}
+
+@dataclasses.dataclass(frozen=True)
+class Config(Checked):
+    """The options of a run: default, meaning [unit], range. The command line is made of it."""
+    task: str = option("SafetyHopperVelocity-v1", "EnvId, or package.module:EnvId")
+    experiment: str = option("default", "folder: runs/EXPERIMENT/TASK/ALGORITHM/seed-SEED")
+    preset: str = option("none", "a set of defaults, see PRESETS", "{none, paper}")
+    seed: int = option(0, "all that is random follows from it", "[0, inf)")
+    total_steps: int = option(1_000_000, "length of the training [environment steps]", "[1, inf)")
+    batch_steps: int = option(10_000, "an epoch ends with the episode that reaches it", "[1, inf)")
+    workers: int = option(os.cpu_count() or 1, "processes; changes no result", "[1, inf)")
+    delta: float = option(0.01, "radius of the trust region [nats, of D]", "(0, inf)")
+    beta: float = option(0.1, "weight of the barrier [nats; xlogx: nats per cost]", "(0, inf)")
+    barrier: str = option("log", "phi: -log x, or x log x", "{log, xlogx}")
+    cost_limit: float = option(25.0, "b [undiscounted cost per episode]", "[0, inf)")
+    hysteresis: float = option(0.8, "h: recovery ends when J_c < h b", "(0, 1]")
+    advantage: str = option("gae", "see estimate_advantages", "{mc, time, gae}")
+    discount: float = option(0.99, "gamma, of reward and cost", "[0, 1)")
+    gae_lambda: float = option(0.95, "lambda of gae", "[0, 1]")
+    hidden: tuple = option((64, 64), "widths of the tanh layers", "[1, inf)")
+    initial_std: float = option(1.0, "std of a Gaussian policy at the start [action]", "(0, inf)")
+    scheduler: str = option("", "tcp://host:port of a Dask scheduler, instead of processes")
+    cost_window: int = option(1, "J_c: mean of so many episodes; 1: of the batch", "[1, inf)")
+    official_units: int = option(0, "1: cost and KL in the units of the release", "{0, 1}")
+    cg_iterations: int = option(5, "conjugate-gradient iterations for each direction", "[1, inf)")
+    damping: float = option(1e-4, "added to the diagonal of F", "[0, inf)")
+
+# --- shared: command line ---
+def check_blas():
+    """Some OpenBLAS builds multiply wrongly on some CPUs (numpy/numpy#24903)."""
     rng = np.random.default_rng(0)
     for n, k, m in ((1000, 60, 64), (625, 5, 625)):
         a, b = rng.standard_normal((n, k)), rng.standard_normal((k, m))
         if np.abs(a @ b - np.einsum("nk,km->nm", a, b)).max() > 1e-12:
-            raise Failure(f"numpy {np.__version__} multiplies matrices wrongly on this CPU; try another.")
+            raise Failure(f"numpy {np.__version__} multiplies wrongly on this CPU; try another.")
 
-def open_run(argv: list[str] | None) -> tuple[Config, Path, dict]:
-    """A new run, with config.json and a first checkpoint in its folder, or the one to resume."""
-    parser = argparse.ArgumentParser(usage="%(prog)s [--resume RUN | --option value ...]", allow_abbrev=False)
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder; "
-                        "only --total-steps, --workers and --scheduler may be given besides")
+def make_parser():
+    usage = "%(prog)s [--resume RUN | --option value ...]"
+    parser = argparse.ArgumentParser(usage=usage, allow_abbrev=False)
+    text = "go on with this folder's run; of the options only --total-steps, --workers, --scheduler"
+    parser.add_argument("--resume", type=Path, metavar="RUN", help=text)
     for field in dataclasses.fields(Config):
-        kind = {"type": int, "nargs": "+"} if field.type is tuple else {"type": field.type}
-        text = f"{field.metadata['text']}; {field.metadata['rule']} (default {field.default})"
-        parser.add_argument("--" + field.name.replace("_", "-"), default=argparse.SUPPRESS, metavar="x",
-                            help=text.replace("; True", ""), **kind)
+        if field.name in GROUPS:
+            group = parser.add_argument_group(GROUPS[field.name])
+        kind = {"type": field.type}
+        if field.type is tuple:
+            kind = {"type": type(field.default[0]), "nargs": "+"}
+        text = "{text} {rule} (default %s)".format_map(field.metadata) % (field.default,)
+        name = "--" + field.name.replace("_", "-")
+        group.add_argument(name, default=argparse.SUPPRESS, metavar="x", help=text, **kind)
+    return parser
+
+def open_run(argv):
+    """A new run, with config.json and a first checkpoint in its folder, or the one to resume."""
+    parser = make_parser()
     options = vars(parser.parse_args(argv))
-    if run := options.pop("resume"):
+    run = options.pop("resume")
+    if run:
         if set(options) - {"total_steps", "workers", "scheduler"}:
             parser.error("a resumed run takes only --total-steps, --workers and --scheduler")
         config, state = load_run(run)
         write(run / "progress.csv", state["progress"])
         return dataclasses.replace(config, **options), run, state
-    config = Config(**{**PRESETS.get(options.get("preset"), {}), **options})
-    run = Path("runs", config.experiment, re.sub(r"[^\w.-]", "-", config.task), Path(__file__).stem)
-    run = run / f"seed-{config.seed}"
+    config = Config(**PRESETS.get(options.get("preset"), {}) | options)
+    task = re.sub(r"[^\w.-]", "-", config.task)
+    run = Path("runs", config.experiment, task, Path(__file__).stem, f"seed-{config.seed}")
     if (run / "config.json").exists():
-        parser.error(f"{run} exists: go on with --resume {run}, or choose another --experiment or --seed")
+        parser.error(f"{run} exists: --resume {run}, or choose another --experiment or --seed")
     state = initial_state(config)
     run.mkdir(parents=True, exist_ok=True)
     save(run, state)
-    about = {name: importlib.metadata.version(name) for name in ("numpy", "autograd", "gymnasium", "mujoco")}
-    about |= {"config": dataclasses.asdict(config), "python": sys.version}
+    packages = ("numpy", "autograd", "gymnasium", "mujoco")
+    about = {"python": sys.version} | {name: importlib.metadata.version(name) for name in packages}
+    about["config"] = dataclasses.asdict(config)
     write(run / "config.json", json.dumps(about, indent=1).encode())
     return config, run, state
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv=None):
     run = None
     try:
         check_blas()
         config, run, state = open_run(argv)
-        print(f"{config.task}: from step {state['steps']:,} to {config.total_steps:,}, in {run}", flush=True)
+        steps = f"from step {state['steps']:,} to {config.total_steps:,}"
+        print(f"{config.task}: {steps}, in {run}", flush=True)
         print(report(run, train(config, run, state)))
         return 0
     except (Failure, OSError, ImportError, KeyboardInterrupt) as error:
@@ -728,6 +836,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{str(error) or 'interrupted'}{saved}", file=sys.stderr)
         return 1
 
-if __name__ == "__main__":  # under its own name, by which workers, here or on a cluster, find the functions
+if __name__ == "__main__":  # under its own name, by which workers find the functions
     sys.exit(importlib.import_module(Path(__file__).stem).main())
 # --- end shared ---
