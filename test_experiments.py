@@ -308,15 +308,15 @@ def test_slurm_by_the_readme_where_sbatch_stands_in_for_slurm(undisturbed, tmp_p
 
 
 def test_a_run_that_fails_is_tried_again_and_then_reported(tmp_path):
-    """A simulator that breaks in step 145 of its process. 240 steps: the second process needs 120 and ends as
-    if nothing had happened. 400 steps: it breaks twice, which is said with the log's last words; the sweep's
-    other runs end, and its exit code is 1."""
+    """A simulator that breaks in step 145 of its process, of which the first batch, of 60, only scales
+    observations. 180 steps: the second process needs 120 and ends as if nothing had happened. 400 steps: it
+    breaks twice, which is said with the log's last words; the sweep's other runs end; its exit code is 1."""
     (tmp_path / "broken_env.py").write_text(BROKEN)
     options = ["--task", "broken_env:Broken-v0", "--hidden", "4", "--batch-steps", "60"]
-    output, _ = ended(start(tmp_path, *options, "--total-steps", 240, env={"BROKEN": "exception"}))
+    output, _ = ended(start(tmp_path, *options, "--total-steps", 180, env={"BROKEN": "exception"}))
     assert outcomes(output) == ["resumed"]
     run = "runs/{}_batch-steps-60_hidden-4/broken_env-Broken-v0/sbtrpo/seed-0"
-    ended(start(tmp_path, *options, "--total-steps", 240, "--experiment", "whole"))
+    ended(start(tmp_path, *options, "--total-steps", 180, "--experiment", "whole"))
     assert outcome(tmp_path / run.format("sweep")) == outcome(tmp_path / run.format("whole"))
     (tmp_path / "grid.toml").write_text(
         'experiment = "again"\nhidden = 4\nbatch_steps = 60\ntotal_steps = 400\n'
@@ -325,7 +325,7 @@ def test_a_run_that_fails_is_tried_again_and_then_reported(tmp_path):
     assert outcomes(output) == ["failed", "finished"]
     assert "again_batch-steps-60_hidden-4/broken_env-Broken-v0/sbtrpo/seed-0 failed: exit code 1" in errors
     assert "the simulator broke" in errors and len(begun_at(tmp_path, run.format("again"))) == 2
-    assert len(rows(tmp_path / run.format("again"))) == 4  # two epochs by each process
+    assert len(rows(tmp_path / run.format("again"))) == 3  # an epoch by one process, two by the other
 
 
 BAD = {"no.toml": None, "torn.toml": "seed = [0", "table.toml": "[grid]\nseed = 0", "empty.toml": "seed = []",
@@ -520,8 +520,9 @@ def test_a_report_says_what_the_runs_say(tmp_path, capsys):
 
 
 def test_angles_are_counted_over_all_epochs_of_all_seeds(tmp_path, capsys):
-    """Two seeds of 40 epochs log angles, one of which is no number; another label logs none: medians and
-    shares beyond 90 degrees are numpy's of both seeds together; the other label is left out."""
+    """Two seeds of 40 epochs log angles, one of which is no number; a second label logs none, and a
+    third one the changes, the best ones and the KL that such angles have: medians and shares beyond
+    90 degrees are numpy's of both seeds together, for both; the second label is left out."""
     angles = np.random.default_rng(0).uniform(0, 180, size=(2, 2, 40))
     angles[0, 1, 3] = np.nan
     for seed in range(2):
@@ -529,11 +530,30 @@ def test_angles_are_counted_over_all_epochs_of_all_seeds(tmp_path, capsys):
         names = ("Misc/reward_angle", "Misc/cost_angle")
         write_run(tmp_path / f"runs/a/seed-{seed}", columns | dict(zip(names, angles[:, seed])), config)
         write_run(tmp_path / f"runs/b/seed-{seed}", *made_up(seed))
-    report.main([str(tmp_path / "out"), f"turns={tmp_path}/runs/a", f"none={tmp_path}/runs/b"])
-    row = row_of("turns | 80", capsys.readouterr().out)
-    known = [each[np.isfinite(each)] for each in angles.reshape(2, 80)]
-    cells = [f"{x}" for each in known for x in (f"{np.median(each):.0f}°", f"{np.mean(each > 90):.0%}")]
-    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["turns", "80", *cells]
+        size, (reward, cost) = 10 ** np.arange(-20, 20.0), np.cos(np.radians(angles[:, seed]))
+        known = np.isfinite(reward + cost)
+        kl = np.where(known, 0.02 * np.linspace(0.1, 1, 40), 0)  # a share of the radius, or no step
+        share = np.sqrt(kl / 0.02)
+        changes = {"best_reward": size, "best_cost": 3 * size, "kl": kl,
+                   "reward_change": np.where(known, size * share * reward, 0),
+                   "cost_change": np.where(known, -3 * size * share * cost, 0)}
+        columns |= {f"Misc/{name}": values for name, values in changes.items()}
+        config = config | {"config": config["config"] | {"delta": 0.02}}
+        write_run(tmp_path / f"runs/c/seed-{seed}", columns, config)
+    report.main([str(tmp_path / "out"), *(f"{label}={tmp_path}/runs/{folder}" for label, folder in (
+        ("turns", "a"), ("none", "b"), ("computed", "c")))])
+    output = capsys.readouterr().out
+    for label, missing in (("turns", False), ("computed", True)):
+        row, pools = row_of(f"{label} | 80", output), angles.reshape(2, 80)
+        either = np.isfinite(pools).all(axis=0) if missing else np.ones(80, bool)
+        known = [each[np.isfinite(each) & either] for each in pools]
+        cells = [text for each in known
+                 for text in (f"{np.median(each):.0f}°", f"{np.mean(each > 90):.0%}")]
+        assert [cell.strip() for cell in row.split("|")[1:-1]] == [label, "80", *cells]
+    assert "none | 80" not in output
+    nothing = np.zeros(2)  # no cost to save: 90 degrees; no step: none
+    assert np.array_equal(report.angle(nothing, nothing, np.array([0.01, 0]), 0.01), [90, np.nan],
+                          equal_nan=True)
     assert (tmp_path / "out/A-v0_angles.png").stat().st_size > 5000
 
 

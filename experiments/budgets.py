@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
-#                 "autograd==1.8.0", "matplotlib==3.10.8", "tqdm==4.67.1", "scipy==1.15.3"]
+#                 "autograd==1.8.0", "matplotlib==3.10.8", "scipy==1.15.3"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
@@ -20,7 +20,7 @@ gap         to the value of the linear program after all iterations, median and 
 violation   largest J_c - b from J_c <= b on (if never met: at the end), and in how many runs it exceeds 1e-6
 """
 
-import json, sys
+import functools, json, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +32,8 @@ import sbtrpo
 from tabular_cmdp import TabularCMDP, cpo_step, garnet, log_policy, policy, trpo_step, two_state
 
 DELTA, ITERATIONS, HYSTERESIS = 0.01, 200, 0.8
-RULES = {"SB-TRPO, convex": sbtrpo.safety_biased_step, "SB-TRPO, optimal": sbtrpo.optimal_safety_biased_step}
+RULES = {f"SB-TRPO, {update}": functools.partial(sbtrpo.safety_biased_step, update=update)
+         for update in ("convex", "optimal")}
 BARRIERS = {"C-TRPO, −log x, β = 0.1": ("log", 0.1), "C-TRPO, x log x, β = 1": ("xlogx", 1.0)}
 UPDATES = [*RULES, *BARRIERS, "CPO", "TRPO, no budget"]
 
@@ -55,7 +56,7 @@ def take_step(world: TabularCMDP, old: np.ndarray, update: str, margin: float) -
     if update in RULES:
         step, _ = RULES[update](*vectors, DELTA, 0.75, -margin)
     elif barrier:
-        step, _ = ctrpo.barrier_step(*vectors, DELTA, beta, margin, barrier)
+        step, _ = ctrpo.barrier_step(*vectors, DELTA, beta, margin, barrier, recovery=not margin)
     else:
         step, _ = cpo_step(*vectors, DELTA, -margin) if update == "CPO" else trpo_step(*vectors, DELTA)
     allowed = np.inf if "TRPO, no" in update else max(0.0, margin) + 1e-12

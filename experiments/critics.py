@@ -31,7 +31,7 @@ from autograd import grad, make_ggnvp
 from autograd.misc.optimizers import adam
 from evaluate import load
 
-SIGNALS = {"reward": "rewards", "cost": "costs"}
+SIGNALS = "reward", "cost"
 
 
 def values_of(ctrpo, sizes, inputs):
@@ -98,7 +98,7 @@ def measure(run: Path, batches: int, size: int, fresh: bool) -> dict:
         sys.exit(f"{run} is not a run of ctrpo.py.")
     sizes = (*state["sizes"].tolist()[:-1], 1)
     new = [ctrpo.initial_parameters(sizes, [], np.random.default_rng(0)) for _ in SIGNALS]
-    start = new if fresh else list(state["critics"])
+    start = new if fresh else [state[f"{signal}_critic"] for signal in SIGNALS]
     ways = methods(ctrpo)
     critics = {name: start for name in ways}
     found = {name: {"reward": [], "cost": [], "seconds": []} for name in ways}
@@ -108,25 +108,24 @@ def measure(run: Path, batches: int, size: int, fresh: bool) -> dict:
         while sum(len(e.rewards) for e in episodes) < size:
             episodes.append(ctrpo.run_episode(config.task, config.seed, index, actor))
             index += 1
-        inputs = actor.normalise(np.concatenate([e.observations for e in episodes])).astype(np.float32)
-        lasts = np.cumsum([len(e.observations) for e in episodes]) - 1
-        terminated = [e.terminated for e in episodes]
+        steps = ctrpo.make_batch(episodes, actor)
         for name, way in ways.items():
             seconds, fitted = 0.0, []
-            for critic, (signal, column) in zip(critics[name], SIGNALS.items()):
-                signals = [getattr(e, column) for e in episodes]
-                values = ctrpo.network(ctrpo.unflatten(critic, sizes)[0], inputs)[:, 0]
+            for critic, signal in zip(critics[name], SIGNALS):
+                signals = getattr(steps, signal)
+                values = ctrpo.network(ctrpo.unflatten(critic, sizes)[0], steps.inputs)[:, 0]
                 if batch:
-                    pairs = [returns(s, ended, config.discount) for s, ended in zip(signals, terminated)]
+                    each = np.split(signals, np.cumsum(steps.lengths)[:-1])
+                    pairs = [returns(one, ended, config.discount)
+                             for one, ended in zip(each, steps.terminated)]
                     total, known = (np.concatenate(part) for part in zip(*pairs))
-                    rest = (total - np.delete(values, lasts))[known]
+                    rest = (total - np.delete(values, steps.lasts))[known]
                     found[name][signal].append(float(1 - rest.var() / total[known].var()))
-                advantages = np.concatenate(ctrpo.gae_advantages(
-                    signals, np.split(values, lasts[:-1] + 1), terminated,
-                    config.discount, config.gae_lambda))
+                targets = np.delete(values, steps.lasts) + ctrpo.gae(
+                    steps, signals, values, config.discount, config.gae_lambda)
                 started = time.perf_counter()
-                fitted.append(way(critic, sizes, np.delete(inputs, lasts, axis=0),
-                                  advantages + np.delete(values, lasts), np.random.default_rng(batch)))
+                rng = np.random.default_rng(batch)
+                fitted.append(way(critic, sizes, steps.observations, targets, rng))
                 seconds += time.perf_counter() - started
             critics[name] = fitted
             found[name]["seconds"].append(seconds)

@@ -60,7 +60,7 @@ def explanations_first(code: str) -> str:
     lines, packages, kinds = code.split("\n"), False, (ast.Module, ast.ClassDef, ast.FunctionDef)
     for i, line in enumerate(lines):
         packages = line.startswith("#") if packages else line == "# /// script"
-        heading = re.sub(r"^# (?:--- )?(\w.*?)(?: ---)?$", r"# ### \1", line)
+        heading = re.sub(r"^# (?:[-=]+ )?(\w.*?)(?: ---)?$", r"# ### \1", line)
         lines[i] = f"#     {line[2:]}" if packages else heading * (line != "# --- end shared ---")
     nodes = [node for node in ast.walk(ast.parse(code))
              if isinstance(node, kinds) and ast.get_docstring(node)]

@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
-#                 "autograd==1.8.0", "matplotlib==3.10.8", "tqdm==4.67.1", "scipy==1.15.3"]
+#                 "autograd==1.8.0", "matplotlib==3.10.8", "scipy==1.15.3"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
@@ -61,10 +61,11 @@ matplotlib.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spi
                             "hatch.linewidth": 0.5, "hatch.color": "#777777"})
 
 
-def step_info(rule, rho: float, beta: float) -> tuple[float, float]:
+def step_info(update: str, rho: float, beta: float) -> tuple[float, float]:
     """(reward, KL) of a step, in units of the best reward step and of delta, where F is the identity."""
     g_r, g_c = np.array([1.0, 0.0]), np.array([rho, math.sqrt(1 - rho**2)])
-    _, info = rule(g_r, g_r, g_c, g_c, 0.5, beta)  # delta = 0.5: the best reward step gains 1
+    _, info = sbtrpo.safety_biased_step(  # delta = 0.5: the best reward step gains 1
+        g_r, g_r, g_c, g_c, 0.5, beta, update=update)
     return info["reward_change"], info["kl"] / 0.5
 
 
@@ -74,10 +75,10 @@ def left_on_the_table(path: Path) -> None:
     reward, kl = figure.subplots(1, 2)
     rhos = np.linspace(-0.9999, 0.9999, 801)
     for beta, colour in zip((0.5, 0.75, 0.9), COLOURS):
-        for rule, style, zero in ((sbtrpo.safety_biased_step, "-", 1 - beta),
-                                  (sbtrpo.optimal_safety_biased_step, "--", math.sqrt(1 - beta**2))):
-            values = np.array([step_info(rule, rho, beta) for rho in rhos])
-            assert abs(step_info(rule, zero, beta)[0]) < 1e-12
+        zeros = {"convex": ("-", 1 - beta), "optimal": ("--", math.sqrt(1 - beta**2))}
+        for update, (style, zero) in zeros.items():
+            values = np.array([step_info(update, rho, beta) for rho in rhos])
+            assert abs(step_info(update, zero, beta)[0]) < 1e-12
             reward.plot(rhos, values[:, 0], style, color=colour)
             kl.plot(rhos, values[:, 1], style, color=colour)
             reward.plot(zero, 0, "o", color=colour, markersize=6, markeredgecolor="white", zorder=3)
@@ -108,11 +109,11 @@ def exact_path(world, theta: np.ndarray, algorithm: str, barrier: str = "log", b
             vectors += [g * counts, x * counts]
         recovery = m <= (0.2 * world.limit if recovery else 0)
         if algorithm == "C-TRPO":
-            step, _ = ctrpo.barrier_step(*vectors, delta, beta, 0 if recovery else m, barrier)
+            step, _ = ctrpo.barrier_step(*vectors, delta, beta, m, barrier, recovery)
         elif algorithm == "SB-TRPO":
             step, _ = sbtrpo.safety_biased_step(*vectors, delta, beta)
         else:
-            _, step = sbtrpo.steepest_step(*vectors[:2], delta)
+            step, _ = sbtrpo.steepest_step(*vectors[:2], delta)
 
         def judge(new, old=old, m=m, recovery=recovery):
             divergence, cost = world.kl(old, new), world.surrogate(old, new, world.c)
@@ -138,12 +139,13 @@ def methods_at(world, theta: np.ndarray, delta: float, beta: float, bend: float,
     d, pi, pi_u = world.state_occupancy(theta)[:, None], *map(tabular_cmdp.policy, (theta, unsafe))
     y = 1 - pi_u / pi  # F^+ phi, where phi = -d (pi_u - pi) is the gradient of KL(unsafe || pi)
     phi, y = (-d * (pi_u - pi)).ravel(), (y - y.mean(axis=1, keepdims=True)).ravel()
-    step_r, step_c, step_phi = (sbtrpo.steepest_step(g, x, delta)[1] for g, x in
+    step_r, step_c, step_phi = (sbtrpo.steepest_step(g, x, delta)[0] for g, x in
                                 ((g_r, x_r), (g_c, -x_c), (phi, y)))
     margin, demand = world.limit - world.J(theta, world.c), share * (phi @ step_phi)
     steps = {"best reward step": step_r, "best cost step": step_c, "away": step_phi,
              "SB-TRPO": sbtrpo.safety_biased_step(g_r, x_r, g_c, x_c, delta, beta)[0],
-             "optimal": sbtrpo.optimal_safety_biased_step(g_r, x_r, g_c, x_c, delta, beta)[0],
+             "optimal": sbtrpo.safety_biased_step(
+                 g_r, x_r, g_c, x_c, delta, beta, update="optimal")[0],
              "C-TRPO": ctrpo.barrier_step(g_r, x_r, g_c, x_c, delta, bend, margin)[0],
              "sTRPO": strpo.exclusion_step(g_r, x_r, phi, y, delta, demand)[0]}
 

@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
-#                 "autograd==1.8.0", "matplotlib==3.10.8", "tqdm==4.67.1", "scipy==1.15.3"]
+#                 "autograd==1.8.0", "matplotlib==3.10.8", "scipy==1.15.3"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
@@ -17,8 +17,9 @@ where there are several; or LABEL=FOLDER gives one. What a run has not logged is
     TASK_scatter.png  return over cost, and safe reward over safety probability, with the Pareto front of the
                       labels: those for which no other is better in one and at least as good in the other
     TASK_angles.png   how often, over epochs, the step made which angle with the best reward and the best cost
-                      step, in the Fisher metric, as our scripts log it: beyond 90 degrees it works against
-                      it; where a batch met no cost, whose gradient is 0 then, the angle counts as 90
+                      step, in the Fisher metric, from the changes and the KL that our scripts log,
+                      or from the angle itself: beyond 90 degrees it works against it; where a batch
+                      met no cost, whose gradient is 0 then, the angle counts as 90
     profiles.png      share of runs beyond a score, over the score, for the tasks that all labels have
 
 Lines and numbers are interquartile means over seeds, the mean of what is left after a quarter of the seeds,
@@ -123,6 +124,7 @@ def read(folder: Path, label: str) -> Run | str:
     try:
         columns = {name: np.array([float(row[column]) for row in rows])
                    for name, column in COLUMNS.items() if rows and column in rows[0]}
+        columns |= angles_of(folder, rows, config)
         steps = np.array([int(float(row["Train/TotalSteps"])) for row in rows])
     except (KeyError, ValueError) as error:
         return f"{type(error).__name__} {error} in progress.csv"
@@ -132,6 +134,29 @@ def read(folder: Path, label: str) -> Run | str:
     return Run(folder, str(config.get("task", task)), algorithm, str(config.get("experiment", experiment)),
                label, str(config.get("seed", folder.name)), None if limit is None else float(limit), steps,
                columns)
+
+
+def angle(change: np.ndarray, best: np.ndarray, kl: np.ndarray, delta: float) -> np.ndarray:
+    """[degrees], in the Fisher metric, of a step of this KL with the best step, whose KL is delta:
+    from its change and the best one, to first order. 90 where there is no gain; NaN for no step."""
+    share = np.divide(change, best, out=np.zeros_like(change), where=best != 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.degrees(np.arccos(np.clip(share / np.sqrt(kl / delta), -1, 1)))
+
+
+def angles_of(folder: Path, rows: list[dict], config: dict) -> dict:
+    """Angles of all steps with the best reward and the best cost step, of a run that logs none."""
+    if not rows or "Misc/best_reward" not in rows[0] or "Misc/reward_angle" in rows[0]:
+        return {}
+    delta = config["delta"]
+    if config.get("official_units"):  # the release's delta is for the mean over action dimensions
+        with np.load(folder / "checkpoint.npz") as state:
+            delta *= 1 if state["discrete"] else int(state["sizes"][-1])
+    values = {name: np.array([float(row[f"Misc/{name}"]) for row in rows])
+              for name in ("reward_change", "best_reward", "cost_change", "best_cost", "kl")}
+    gain, saving, kl = values["reward_change"], -values["cost_change"], values["kl"]
+    return {"reward angle": angle(gain, values["best_reward"], kl, delta),
+            "cost angle": angle(saving, values["best_cost"], kl, delta)}
 
 
 def grouped(runs: list[Run]) -> dict[str, dict[str, list[Run]]]:

@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
-#                 "autograd==1.8.0", "matplotlib==3.10.8", "tqdm==4.67.1"]
+#                 "autograd==1.8.0", "matplotlib==3.10.8"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
@@ -42,8 +42,8 @@ memory: MiB of sbtrpo.py with 2 workers, 4 epochs of the default task, all its p
   largest sum of proportional set sizes (PSS; 20 looks a second), and the sum of the largest resident sets
 """
 
-import argparse, csv, functools, json, math, multiprocessing, os, platform, subprocess, sys, tempfile, time
-import unittest.mock
+import argparse, csv, functools, json, math, multiprocessing, os, platform, re, subprocess, sys
+import tempfile, time, unittest.mock
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata, util
 from pathlib import Path
@@ -93,20 +93,35 @@ def sample_ours(task: str, steps: int) -> float:
     config = sbtrpo.Config(task=task, workers=2)
     executor, actor = sbtrpo.make_executor(config), sbtrpo.make_actor(sbtrpo.initial_state(config))
     limit = longest(task)
-    executor, warm_up = sbtrpo.collect(executor, config, actor, 0, limit, 2 * limit)
-    length = np.mean([len(episode.rewards) for episode in warm_up])
+    executor, warm_up = sbtrpo.collect(executor, config, actor, 0, 2 * limit)
     started = time.perf_counter()
-    executor, episodes = sbtrpo.collect(executor, config, actor, len(warm_up), length, steps)
+    executor, episodes = sbtrpo.collect(executor, config, actor, len(warm_up), steps)
     elapsed = time.perf_counter() - started
     executor.shutdown()
     return sum(len(episode.rewards) for episode in episodes) / elapsed
 
 
+def as_shipped():
+    """Safety Gymnasium without fast_safety_gymnasium.py, which lies beside the scripts."""
+    with unittest.mock.patch.object(util, "find_spec", lambda name: None):
+        return sbtrpo.safety_gymnasium()
+
+
+def drop_textures() -> None:
+    """From every model that is compiled in this process."""
+    import mujoco
+    compile_model = mujoco.MjModel.from_xml_string
+    pattern = re.compile(r'<texture\b[^>]*?(/>|></texture>)|\stexture="[^"]*"')
+    mujoco.MjModel.from_xml_string = staticmethod(lambda xml: compile_model(pattern.sub("", xml)))
+
+
 def sample_single(task: str, steps: int, textures: bool = True, file: bool = False) -> tuple:
     """Steps a second, steps a second of CPU, and, with the file, the share of the time in mj_step."""
     import mujoco
-    with unittest.mock.patch.object(util, "find_spec", util.find_spec if file else lambda name: None):
-        env, done, physics = sbtrpo.safety_gymnasium(textures).make(task), 0, 0.0
+    package = sbtrpo.safety_gymnasium() if file else as_shipped()
+    if not (textures or file):
+        drop_textures()
+    env, done, physics = package.make(task), 0, 0.0
     simulate = mujoco.mj_step
 
     def timed(*arguments, **options):
@@ -133,7 +148,7 @@ def sample_single(task: str, steps: int, textures: bool = True, file: bool = Fal
 def sample_async(task: str, steps: int, copies: int = 10) -> float:
     """Rounds are a multiple of the longest episode: as many resets as episodes are on the clock."""
     multiprocessing.set_start_method("fork", force=True)  # Linux's own, but spawned processes inherit spawn
-    env = sbtrpo.safety_gymnasium(textures=True).vector.make(task, num_envs=copies)
+    env = as_shipped().vector.make(task, num_envs=copies)
     rounds = longest(task) * math.ceil(steps / copies / longest(task))
     actions = like_ours(rounds * copies, env.single_action_space).reshape(rounds, copies, -1)
     env.reset(seed=0)
@@ -205,7 +220,7 @@ def measure_sampling(tasks: list[str], repeats: int, quick: bool) -> dict:
 def problem(precision: int) -> tuple:
     """Arguments of sbtrpo.update_policy; advantages depend on the actions, as they do in training."""
     rng, sizes = np.random.default_rng(0), (60, 64, 64, 2)
-    config = sbtrpo.Config(precision=precision, cg_iterations=15)
+    config = sbtrpo.Config(cg_iterations=15)
     policy = sbtrpo.Policy(sizes, discrete=False)
     theta = sbtrpo.initial_parameters(sizes, np.full(2, math.log(config.initial_std)), rng)
     observations = rng.standard_normal((20_000, 60)).astype(f"float{precision}")

@@ -9,8 +9,8 @@
 # ///
 """Trains a grid of algorithm x task x seed x option: `uv run experiments/sweep.py --seed 0 1 --beta 0.6 0.9`.
 
-Every option of the scripts may have several values here; all combinations are run. Lists of layers are
-written 64,64. A file says the same, and may hold several grids, with what they share above them:
+Every option of the scripts may have several values here; all combinations are run. Lists, as of
+layers, are written 64,64. A file says the same, and may hold several grids, below what they share:
 
     experiment = "circle"                   # uv run experiments/sweep.py circle.toml
     task = "SafetyCarCircle2-v0"
@@ -84,9 +84,11 @@ class Run(NamedTuple):
 def value_of(field: dataclasses.Field, text: str):
     """The value of an option, from how it is written."""
     try:
-        return tuple(map(int, text.split(","))) if field.type is tuple else field.type(text)
+        if field.type is tuple:
+            return tuple(map(type(field.default[0]), text.split(",")))
+        return field.type(text)
     except ValueError:
-        kind = {int: "a whole number", tuple: "whole numbers with commas"}.get(field.type, "a number")
+        kind = {int: "a whole number", tuple: "numbers with commas"}.get(field.type, "a number")
         raise Mistake(f"--{field.name.replace('_', '-')} is {text!r} but needs {kind}.") from None
 
 

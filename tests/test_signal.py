@@ -104,25 +104,26 @@ def test_scaling_of_observations_moves_neither_policy_nor_critics(script, tmp_pa
     layers change so that outputs stay. Control: the same parameters under the new mean and std."""
     options, seen = f"{SMALL} environments:Unpaid-v0 --advantage gae", []
     extra = " --exclusion none" if script is strpo else ""
-    absorb = script.absorb_scaling
+    advance = script.advance
 
-    def watched(state, before):
-        after = absorb(state, before)
-        seen.append((before, state, after))
+    def watched(state, batch, theta, critics, regret):
+        after = advance(state, batch, theta, critics, regret)
+        seen.append((script.make_actor(state), critics | {"theta": theta}, after))
         return after
 
-    monkeypatch.setattr(script, "absorb_scaling", watched)
+    monkeypatch.setattr(script, "advance", watched)
     trained(script, options + extra, tmp_path, monkeypatch)
     raw = np.random.default_rng(0).normal(size=(200, 1))
     moved, kept = [], []
-    for before, state, after in seen:
-        first, last = (script.make_actor(each) for each in (state, after))
-        for name, width in (("theta", 1), ("reward_critic", 1), ("cost_critic", 1)):
-            def outputs(parameters, actor, width=width):
-                layers, _ = script.unflatten(parameters, (*actor.policy.sizes[:-1], width))
+    for before, accepted, after in seen:
+        last = script.make_actor(after)
+        assert {*accepted} == {"theta", "reward_critic", "cost_critic"}
+        for name in accepted:
+            def outputs(parameters, actor):
+                layers, _ = script.unflatten(parameters, (*actor.policy.sizes[:-1], 1))
                 return script.network(layers, actor.normalise(raw))
 
-            old = outputs(state[name], before)
+            old = outputs(accepted[name], before)
             kept.append(np.abs(outputs(after[name], last) - old).max())
-            moved.append(np.abs(outputs(state[name], first) - old).max())
+            moved.append(np.abs(outputs(accepted[name], last) - old).max())
     assert len(seen) == 6 and max(kept) < 1e-12 and max(moved) > 0.01
