@@ -9,12 +9,13 @@
 # ///
 """C-TRPO: Constrained Trust Region Policy Optimisation (arXiv 2411.02957), in one file.
 
-The idea in one sentence: a barrier on what is left of the cost budget bends the geometry of
-policies, so that the trust region around a safe policy holds safe policies only.
+The idea in one sentence: reward is raised while the cost of an episode, J_c, stays below a budget
+b; a barrier on what is left of it, m = b - J_c, bends the geometry of policies so that the trust
+region around a safe policy holds, but for errors of estimation, safe policies only.
 
-    D(new) = KL(old, new) + beta Psi(a)        the trust region is D(new) <= delta       (1)
-    a      = J_c(new) - J_c(old)               by the surrogate, a mean over the batch
-    Psi    = phi(m - a) - phi(m) + phi'(m) a   Bregman divergence of phi at m = b - J_c
+    D(new) = KL(old || new) + beta Psi(a)      the trust region is D(new) <= delta       (1)
+    a      = mean (pi_new / pi_old - 1) A_c    the surrogate of J_c(new) - J_c(old)
+    Psi    = phi(m - a) - phi(m) + phi'(m) a   Bregman divergence of a barrier phi
            = -a/m - log(1 - a/m)               for phi(x) = -log x   (--barrier log)     (2)
            = a + (m - a) log(1 - a/m)          for phi(x) = x log x  (--barrier xlogx, the paper's)
 
@@ -23,27 +24,28 @@ Psi has no term linear in a. So the Hessian of D at the old policy is that of th
     H      = F + w g_c g_c^T                   with w = beta phi''(m)                    (3)
     step   = sqrt(2 delta / g_r.y) y           with y = H^-1 g_r: the best reward step   (4)
 
-With x = F^-1 g, put y = x_r - u x_c into H y = g_r: what is left is w g_c.x_r = u (1 + w s) with
-s = g_c.x_c. So of the part of x_r that changes the cost only keep = 1 / (1 + w s) stays. With the
-best steps for reward and cost alone, step_r and step_c, and the cosine rho of g_r and g_c in the
-F^-1 metric (rho > 0: what earns also costs), (4) is
+With x = F^-1 g, put y = x_r - u x_c into H y = g_r: all but a part along g_c cancels, and that is 0
+if w g_c.x_r = u (1 + w s), with s = g_c.x_c. So of the part of x_r along x_c, which alone changes
+the cost, only keep = 1 / (1 + w s) stays. Let step_r = sqrt(2 delta / g_r.x_r) x_r raise the reward
+most, step_c = -sqrt(2 delta / s) x_c lower the cost most, and rho be the cosine of g_r and g_c in
+the F^-1 metric (rho > 0: what earns also costs). Then (4) is
 
     step   = (step_r + rho step_c - keep rho step_c) / sqrt(1 - rho^2 + keep rho^2)      (5)
 
 where step_r + rho step_c leaves the cost as it is. Once J_c >= b, recovery takes step_c, until
 J_c < h b. A batch is a number of whole episodes of one policy. On it, a line search shortens the
 step until D <= delta and the surrogate reward, mean of (pi_new / pi_old - 1) A_r, does not fall; in
-recovery, until KL <= delta and the surrogate cost does not rise. It judges the surrogate a: the
-true J_c may end above b, by O(delta).
+recovery, until KL <= delta and the surrogate cost does not rise; else the policy stays. It knows a
+and m as estimates: the true J_c may end above b, by O(delta) and the error of sampling.
 
 Differs from the paper in
- 1. Units are one: J_c, b, m, a, g_c are undiscounted costs per episode. The release sets a
-    discounted a against undiscounted J_c and b, and averages KL over actions: `--official-units 1`.
- 2. (4) comes from two solves with F (Sherman-Morrison), not from one with H.
- 3. Default barrier -log x: infinite at the boundary, where x log x is finite and lets iterates jam.
- 4. 5 iterations of conjugate gradients filter noise; the damping is 1e-4, not 0.1.
- 5. J_c is the mean cost of the batch's own episodes; the release's is that of the last 50 at the
-    end of each of them, steadier and later: `--cost-window 50`.
+ 1. J_c, b, m, a, g_c have one unit, cost per episode. The authors' code, "the release", compares a
+    discounted a with undiscounted J_c and b, and averages KL over actions: `--official-units 1`.
+ 2. (4) comes from two solves with F (Sherman-Morrison), not from one with H; as exact as they are.
+ 3. Default barrier -log x: infinite at the boundary; x log x is finite, and iterates get stuck.
+ 4. Conjugate gradients stop after 5 iterations, against noise; the damping is 1e-4, not 0.1.
+ 5. J_c is the mean cost of the batch's episodes. The release's is a running mean over the last 50,
+    averaged over the batch's episodes: smoother, and later. `--cost-window 50`.
 
 symbol    name in code               shape       unit
 theta     theta                      (p,)        policy parameters: weights and biases, then log std
@@ -55,7 +57,7 @@ delta     delta                      scalar      nats
 beta      beta                       scalar      nats (log); nats per unit of cost (xlogx)
 J_c, b    mean_cost, cost_limit      scalar      undiscounted cost per episode
 m         margin                     scalar      b - J_c, the same unit
-h         hysteresis                 scalar      fraction of b; h b must exceed the least cost
+h         hysteresis                 scalar      fraction of b; recovery needs policies below h b
 
 Sections 1 to 3 are the algorithm. The rest is what it stands on, bottom up; options come last.
 """
@@ -97,14 +99,14 @@ def barrier_step(reward_gradient, reward_direction, cost_gradient, cost_directio
     best_reward, best_cost = float(reward_gradient @ step_r), float(-cost_gradient @ step_c)
     across = step_r + rho * step_c
     sine2 = float((per_best_r - rho * per_best_c) @ across)  # 1 - rho^2, without cancellation
-    if sine2 <= 1e-12:  # parallel: nothing but rounding
+    if sine2 <= 1e-12:  # parallel, or too rough a solve
         sine2, across = 0.0, 0 * across
     if recovery:
         keep, step, kl = 0.0, step_c, delta if best_cost > 0 else 0.0
     else:
-        share = best_cost / margin  # w s = beta phi''(m) best_cost^2 / (2 delta), without overflow
+        share = best_cost / margin  # w s, with s = best_cost^2 / (2 delta), phi'' = 1/m^2 or 1/m:
         keep = 1 / (1 + beta / (2 * delta) * share * (share if barrier == "log" else best_cost))
-        length2 = sine2 + keep * rho**2  # of the numerator of (5), in the metric H [radius^2]
+        length2 = sine2 + keep * rho**2  # of (5)'s numerator: squared length in H, over 2 delta
         scale = 1 / math.sqrt(length2) if length2 > 0 else 0.0
         step = scale * (across - keep * rho * step_c)
         kl = delta * scale**2 * (sine2 + (keep * rho) ** 2)
@@ -184,12 +186,12 @@ def train(config, run, state):
 
             batch = make_batch(episodes, actor)  # n steps: observations (n, size), actions (n, k)
             rewards, costs, critics = estimate_advantages(config, batch, state)  # A_r, A_c: (n,)
-            # from a mean over steps to the cost of an episode (the release: discounted)
+            # A_c per step -> per episode (the release: discounted)
             costs *= 1 / (1 - config.discount) if config.official_units else metrics["EpLen"]
             mean_cost, recent = windowed_cost(
                 state["recent_costs"], [each.costs.sum() for each in episodes], config.cost_window)
-            ends_at = config.cost_limit * (config.hysteresis if state["recovery"] else 1.0)
-            recovery, margin = bool(mean_cost >= ends_at), config.cost_limit - mean_cost
+            threshold = config.cost_limit * (config.hysteresis if state["recovery"] else 1.0)
+            recovery, margin = bool(mean_cost >= threshold), config.cost_limit - mean_cost
             theta, info = update_policy(config, actor.policy, state["theta"], batch.observations,
                                         batch.actions, rewards, costs, margin, recovery)
 
