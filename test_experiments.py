@@ -308,9 +308,10 @@ def test_slurm_by_the_readme_where_sbatch_stands_in_for_slurm(undisturbed, tmp_p
 
 
 def test_a_run_that_fails_is_tried_again_and_then_reported(tmp_path):
-    """A simulator that breaks in step 145 of its process, of which the first batch, of 60, only scales
-    observations. 180 steps: the second process needs 120 and ends as if nothing had happened. 400 steps: it
-    breaks twice, which is said with the log's last words; the sweep's other runs end; its exit code is 1."""
+    """A simulator that breaks in step 145 of its process, of which the first batch, of 60, only
+    scales observations. 180 steps: the second process needs 120 and ends as if nothing had
+    happened. 400 steps: it breaks twice, which is said with the log's last words; the sweep's other runs end;
+    its exit code is 1."""
     (tmp_path / "broken_env.py").write_text(BROKEN)
     options = ["--task", "broken_env:Broken-v0", "--hidden", "4", "--batch-steps", "60"]
     output, _ = ended(start(tmp_path, *options, "--total-steps", 180, env={"BROKEN": "exception"}))
@@ -325,7 +326,7 @@ def test_a_run_that_fails_is_tried_again_and_then_reported(tmp_path):
     assert outcomes(output) == ["failed", "finished"]
     assert "again_batch-steps-60_hidden-4/broken_env-Broken-v0/sbtrpo/seed-0 failed: exit code 1" in errors
     assert "the simulator broke" in errors and len(begun_at(tmp_path, run.format("again"))) == 2
-    assert len(rows(tmp_path / run.format("again"))) == 3  # an epoch by one process, two by the other
+    assert len(rows(tmp_path / run.format("again"))) == 3  # one epoch, and two
 
 
 BAD = {"no.toml": None, "torn.toml": "seed = [0", "table.toml": "[grid]\nseed = 0", "empty.toml": "seed = []",

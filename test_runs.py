@@ -280,9 +280,9 @@ def test_what_breaks_in_an_episode_is_named(fault, tmp_path, monkeypatch):
 
 
 def test_a_broken_simulator_loses_no_epoch(tmp_path):
-    """NaN, and an exception, in the second epoch: non-zero exit, one sentence, the epoch before saved;
-    repaired and resumed, the run ends as one in which nothing broke. A simulator that kills its process is
-    run again; one that always does is given up."""
+    """NaN, and an exception, in the second epoch: non-zero exit, one sentence, the first epoch
+    saved; repaired and resumed, the run ends as one in which nothing broke. A simulator that kills
+    its process is run again; one that always does is given up."""
     (tmp_path / "broken_env.py").write_text(BROKEN)
     runs = {fault: tmp_path / run_of(fault, "broken_env-Broken-v0")
             for fault in ("nothing", "reward", "exception", "process", "host")}
