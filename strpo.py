@@ -542,10 +542,11 @@ def run_episode(task, seed, index, actor):
         terminated = truncated = False
         while not (terminated or truncated):
             action = act(observations[-1])
+            if not math.isfinite(action.sum()):
+                raise ArithmeticError(f"not finite: {action=}")
             observation, reward, cost, terminated, truncated = env_step(env, action)
-            if not math.isfinite(action.sum() + reward + cost + observation.sum()):
-                measured = f"{action=}, {reward=}, {cost=} or {observation=}"
-                raise ArithmeticError(f"not finite: {measured}")
+            if not math.isfinite(reward + cost + observation.sum()):
+                raise ArithmeticError(f"not finite: {reward=}, {cost=} or {observation=}")
             steps.append((action, reward, cost))
             observations.append(observation)
         return Episode(np.array(observations, float), *map(np.array, zip(*steps)), bool(terminated))
@@ -703,6 +704,8 @@ def load_run(run):
             config = Config(**json.loads((run / "config.json").read_text())["config"])
             with np.load(path) as arrays:
                 state = {name: arrays[name] for name in arrays}
+            if "progress" not in state:
+                raise ValueError("its end is missing")
             return config, {name: a if a.ndim else a.item() for name, a in state.items()}
         except FileNotFoundError:
             continue
@@ -747,6 +750,8 @@ class Checked:
             if rule and not all(allowed(each, rule) for each in values):
                 name = field.name.replace("_", "-")
                 raise Failure(f"--{name} is {value!r} but must be in {rule}.")
+        if self.scheduler and "://" not in self.scheduler:
+            raise Failure(f"--scheduler is {self.scheduler!r} but must be as tcp://host:8786.")
 # --- end shared ---
 
 # ------------------------------------------------------------- 6b. what sTRPO alone needs
