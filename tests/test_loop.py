@@ -1,13 +1,13 @@
 """What stands between the closed forms and a trained policy: episodes, normalisation, advantages,
 critics, units, the update from a batch. Part of `uv run test_updates.py`.
 
-The three scripts train as users start them, in this process: once on the grid, where they learn, and
-once on a course with Gaussian actions, awkward units and both ways to end. What `train` hands on is
-recorded, and each test computes it anew from the episodes. `tests/mutants.py` shows that these tests see
-mistakes.
+The three scripts train as users start them, in this process: once on the grid, where they learn,
+and once on a course with Gaussian actions, awkward units and both ways to end. What `train` hands
+on is recorded, and each test computes it anew from the episodes. `tests/mutants.py` shows that
+these tests see mistakes.
 """
 
-import contextlib, csv, inspect, io, math, os, re, subprocess, sys
+import contextlib, csv, inspect, io, math, os, subprocess, sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -129,7 +129,6 @@ def epochs_of(events: list) -> list:
                 inputs=estimate.inputs,
                 state=estimate.state,
                 fits=[e for e in since if e.name == "fit_critic"],
-                critics=estimate.returned[2],
                 stage=getattr(event.config, "stage", "safe"),
             )
         )
@@ -565,13 +564,19 @@ def test_critics_are_fitted_to_the_targets_of_their_own_signal(script, runs):
     assert len({each.tobytes() for each in drawn}) == len(epochs)
 
 
+def first_stage_epoch(run: Run) -> tuple:
+    """The first epoch of the first stage, and how many quantiles its critic has."""
+    epoch = next(each for each in epochs_of(run.events) if each.stage == "unsafe")
+    n, hidden, _ = epoch.policy.sizes
+    return epoch, (len(epoch.state["quantiles"]) - (n + 1) * hidden) // (hidden + 1)
+
+
 def test_first_stage_uses_the_costly_tail_of_the_quantiles(runs):
     """Quantiles spread out at random: the advantages that the unsafe policy climbs are the z-scores
     of GAE with the mean of the highest quarter as values. Controls: the lowest quarter, the mean of
     all."""
-    epoch = next(e for e in epochs_of(runs(strpo, "course").events) if e.stage == "unsafe")
+    epoch, n = first_stage_epoch(runs(strpo, "course"))
     sizes, rng, state = epoch.policy.sizes, np.random.default_rng(2), dict(epoch.state)
-    n = (len(state["quantiles"]) - (sizes[0] + 1) * sizes[1]) // (sizes[1] + 1)  # of quantiles
     state["quantiles"] = rng.normal(size=len(state["quantiles"]))
     lasts = np.cumsum([len(episode.observations) for episode in epoch.episodes]) - 1
     _, found, *_ = strpo.estimate_advantages(
@@ -602,15 +607,14 @@ def test_first_stage_climbs_the_cost(runs):
         assert np.allclose(update.advantages, estimate.returned[1]) and update.exclusion is None
 
 
-def test_quantiles_of_truncated_episodes_go_on():
+def test_quantiles_of_truncated_episodes_go_on(runs):
     """Without any cost, but with outputs of 5 where an episode ends, the quantiles of its steps are
     fitted to 5 if it was truncated and to 0 if it terminated."""
+    _, n = first_stage_epoch(runs(strpo, "course"))
     config, rng = strpo.Config(stage="unsafe", discount=1.0, hidden=(8,)), np.random.default_rng(0)
     observations = np.eye(2)[[0, 1]]
-    sizes, found = (2, 8, config.quantiles if hasattr(config, "quantiles") else strpo.QUANTILES), []
-    start = np.append(
-        rng.normal(size=sizes[0] * 8 + 8 + 8 * sizes[2]) * 0.1, np.full(sizes[2], 5.0)
-    )
+    sizes, found = (2, 8, n), []
+    start = np.append(0.1 * rng.normal(size=2 * 8 + 8 + 8 * n), np.full(n, 5.0))
     critics = np.zeros((2, 2 * 8 + 8 + 8 + 1))
     for terminated in (False, True):
         episodes = [
@@ -959,4 +963,4 @@ def test_every_committed_mistake_is_seen():
     tool = Path(__file__).with_name("mutants.py")
     process = subprocess.run([sys.executable, str(tool)], capture_output=True, text=True)
     assert process.returncode == 0, process.stdout + process.stderr
-    assert re.search(r"^0 survived", process.stdout, re.M)
+    assert ", 0 survived" in process.stdout
