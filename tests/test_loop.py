@@ -66,9 +66,9 @@ OPTIONS = {
         "--unsafe-steps=10000",
         *PID_OPTIONS,
     ],
-    (sbtrpo, "course"): [*COURSE, "--advantage=gae", "--batch-growth=3"],
-    (ctrpo, "course"): [*COURSE, "--hysteresis=.6", "--total-steps=2700"],
-    (ctrpo, "window"): [*COURSE, "--hysteresis=.6", "--cost-window=30"],
+    (sbtrpo, "course"): [*COURSE, "--advantage=gae", "--batch-growth=2", "--total-steps=2700"],
+    (ctrpo, "course"): [*COURSE, "--hysteresis=.6", "--total-steps=3600"],
+    (ctrpo, "window"): [*COURSE, "--hysteresis=.6", "--total-steps=3600", "--cost-window=30"],
     (strpo, "course"): [*COURSE, "--unsafe-steps=600", *PID_OPTIONS],
 }
 RECORDED = (
@@ -285,7 +285,7 @@ def test_actions_are_drawn_from_the_distributions_that_the_update_sees(script, r
         ]
 
     check("actions, standardised: mean, variance, correlations [sigma]", max(sigmas(z)), at_most=5)
-    assert len(np.unique(z)) == n
+    assert len(np.unique(z)) > 0.99 * n  # but for rounding
     check("  control: observations of the step before [sigma]", max(sigmas(late)), at_least=7)
 
 
@@ -329,12 +329,12 @@ def test_the_update_sees_each_action_with_its_normalised_observation(script, run
 
 @each_script
 def test_observations_are_scaled_by_the_moments_of_all_epochs_before(script, runs):
-    """In the second half of a run on the course, mean and std differ from those of all earlier
+    """From the fourth epoch on the course, mean and std differ from those of all earlier
     observations by .15 std at most, as an epoch more or less does. Control: those of the epoch
     before alone."""
     epochs, control = runs(script, "course").epochs, []
     raw = [np.concatenate([episode.observations for episode in epoch.episodes]) for epoch in epochs]
-    for i in range(len(epochs) // 2, len(epochs)):
+    for i in range(3, len(epochs)):
         before, actor = np.concatenate(raw[:i])[:, :3], epochs[i].actor
         mean, std = before.mean(axis=0), before.std(axis=0)
         check(
@@ -668,6 +668,15 @@ def test_margin_is_budget_less_cost_and_recovery_ends_below_its_share(world, run
     assert world == "window" or {(True, True), (False, True)} <= between, between
 
 
+def test_training_of_ctrpo_starts_in_recovery(tmp_path):
+    """Even far within the budget, if J_c is above its share h."""
+    (epoch,) = run(
+        ctrpo, "course", tmp_path, "--total-steps=100", "--cost-limit=20", "--hysteresis=.001"
+    ).epochs
+    assert 0.02 <= np.mean([episode.costs.sum() for episode in epoch.episodes]) < 20
+    assert in_recovery(epoch)
+
+
 def test_multiplier_follows_the_cost_per_episode(runs):
     """sTRPO: lambda is the recursion of Stooke et al., written out, on J_c of each epoch; what
     multiplies the advantages is what is logged. Control: the recursion on returns."""
@@ -842,7 +851,7 @@ FINE = {"cg_iterations": 60, "damping": 1e-9}
 
 @pytest.mark.parametrize("update", ["convex", "optimal"])
 @pytest.mark.parametrize("excess", [None, 0.0, -1e-3])
-def test_safety_biased_update_takes_the_exact_step(update, excess):
+def test_update_of_sbtrpo_takes_the_exact_step(update, excess):
     """SB-TRPO's update_policy on samples in the exact proportions of two states and two Garnets,
     with exact advantages, delta 1e-5: the closed form from exact gradients. J_c falls, as
     predicted."""
@@ -864,7 +873,7 @@ def test_safety_biased_update_takes_the_exact_step(update, excess):
         compare(f"SB-TRPO {update}", world, logits, theta, step, objectives)
 
 
-def test_safety_biased_line_search_holds_kl_and_cost():
+def test_line_search_of_sbtrpo_holds_kl_and_cost():
     """200 random samples, delta 3: the surrogate cost, recomputed, never rises, and KL <= delta.
     With room in the budget it may rise by that. Control: KL alone would have let larger fractions
     pass."""
@@ -901,7 +910,7 @@ def test_safety_biased_line_search_holds_kl_and_cost():
 
 
 @pytest.mark.parametrize("barrier", ["log", "xlogx"])
-def test_constrained_update_takes_the_exact_step(barrier):
+def test_update_of_ctrpo_takes_the_exact_step(barrier):
     """C-TRPO's update_policy, as above; near the budget, far from it, and in recovery, margin 0,
     where it is the best cost step whatever the reward."""
     delta = 1e-5
@@ -921,7 +930,7 @@ def test_constrained_update_takes_the_exact_step(barrier):
 
 
 @pytest.mark.parametrize("share", [None, 0.8, 2.0])
-def test_exclusion_update_takes_the_exact_step(share):
+def test_update_of_strpo_takes_the_exact_step(share):
     """sTRPO's update_policy, as above: TRPO without an exclusion; the exact solution where the
     demand is .8 of what the trust region allows, or twice that. Where a demand binds, no smaller
     step will do: damping leaves room for third-order terms, delta 1e-7."""
