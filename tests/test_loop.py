@@ -7,7 +7,7 @@ on is recorded, and each test computes it anew from the episodes. `tests/mutants
 these tests see mistakes.
 """
 
-import contextlib, csv, inspect, io, math, os, subprocess, sys
+import contextlib, csv, dataclasses, inspect, io, math, os, subprocess, sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -54,7 +54,7 @@ COURSE = [
     "--cost-limit=2.3",
 ]
 PID = (2.0, 0.5, 0.1)
-PID_OPTIONS = [f"--pid-{name}={gain}" for name, gain in zip("pid", PID)]
+PID_OPTIONS = ["--pid", *map(str, PID)]
 OPTIONS = {
     (sbtrpo, "grid"): [*GRID, "--discount=1", "--delta=.03", "--beta=.5"],
     (ctrpo, "grid"): [*GRID, "--discount=.999", "--delta=.03", "--cost-limit=.3"],
@@ -69,16 +69,28 @@ OPTIONS = {
     (sbtrpo, "course"): [*COURSE, "--advantage=gae", "--batch-growth=2", "--total-steps=2700"],
     (ctrpo, "course"): [*COURSE, "--hysteresis=.6", "--total-steps=3600"],
     (ctrpo, "window"): [*COURSE, "--hysteresis=.6", "--total-steps=3600", "--cost-window=30"],
-    (strpo, "course"): [*COURSE, "--unsafe-steps=600", *PID_OPTIONS],
+    (ctrpo, "release"): [
+        *COURSE,
+        "--hysteresis=.6",
+        "--beta=.5",
+        "--damping=.01",
+        "--official-units=1",
+    ],
+    (strpo, "course"): [*COURSE, "--cost-limit=1.5", "--unsafe-steps=600", *PID_OPTIONS],
 }
 RECORDED = (
     "collect",
     "run_episode",
+    "make_batch",
     "fit_critic",
     "estimate_advantages",
+    "cvar_advantages",
     "pid_multiplier",
     "update_policy",
 )
+
+
+WARM_UP, ROLLOUTS = 2**41, 2**40  # where the indices of such episodes begin
 
 
 def record(script, patch) -> list:
@@ -125,19 +137,19 @@ def epochs_of(events: list) -> list:
                 advantages=[getattr(event, name) for name in signals if hasattr(event, name)],
                 actor=last["collect"].actor,
                 size=last["collect"].size,
-                episodes=estimate.episodes,
-                inputs=estimate.inputs,
+                episodes=last["make_batch"].episodes,
+                batch=last["make_batch"].returned,
+                inputs=estimate.batch.inputs,
                 state=estimate.state,
+                warm_ups=[e for e in since if e.name == "collect" and e.first == WARM_UP],
+                estimate=estimate,
+                cvar=last.get("cvar_advantages"),
                 fits=[e for e in since if e.name == "fit_critic"],
                 stage=getattr(event.config, "stage", "safe"),
             )
         )
         since = []
     return epochs
-
-
-def in_recovery(epoch) -> bool:
-    return epoch.update.margin == 0
 
 
 def network_values(critic: np.ndarray, sizes: tuple, inputs: np.ndarray) -> np.ndarray:
@@ -327,29 +339,88 @@ def test_the_update_sees_each_action_with_its_normalised_observation(script, run
             assert np.array_equal(epoch.theta, actor.theta)
 
 
+def joined(episodes: list) -> np.ndarray:
+    return np.concatenate([episode.observations for episode in episodes])
+
+
 @each_script
-def test_observations_are_scaled_by_the_moments_of_all_epochs_before(script, runs):
-    """From the fourth epoch on the course, mean and std differ from those of all earlier
-    observations by .15 std at most, as an epoch more or less does. Control: those of the epoch
-    before alone."""
-    epochs, control = runs(script, "course").epochs, []
-    raw = [np.concatenate([episode.observations for episode in epoch.episodes]) for epoch in epochs]
-    for i in range(3, len(epochs)):
-        before, actor = np.concatenate(raw[:i])[:, :3], epochs[i].actor
-        mean, std = before.mean(axis=0), before.std(axis=0)
-        check(
-            "moments: |mean - of all before| [std]",
-            np.abs((actor.mean[:3] - mean) / std).max(),
-            0.15,
+def test_observations_are_scaled_by_the_moments_of_all_before(script, runs):
+    """Mean and std of an epoch are those of the warm-up and of all epochs before; the std of a
+    constant counts as 1e-3. Control: those of the epoch before alone."""
+    for world in ("course", "grid"):
+        epochs, control = runs(script, world).epochs, []
+        (warm_up,) = epochs[0].warm_ups
+        raw = [joined(warm_up.returned[1])]
+        for epoch in epochs:
+            before = np.concatenate(raw)
+            mean, std = before.mean(axis=0), np.maximum(before.std(axis=0), 1e-3)
+            gaps = [(epoch.actor.mean - mean) / std, epoch.actor.std / std - 1]
+            check("moments - of all before [std]", np.abs(gaps).max(), at_most=1e-9)
+            control.append(np.abs((raw[-1].mean(axis=0) - mean) / std).max())
+            raw.append(joined(epoch.episodes))
+        check("  control: mean of the epoch before alone [std]", max(control), at_least=0.05)
+
+
+@each_script
+def test_a_warm_up_batch_teaches_scale_and_nothing_else(script, runs):
+    """Before the first epoch, of --batch-steps steps, by the first policy on observations as they
+    are; each stage of sTRPO has its own. The first epoch begins with the parameters of before, and
+    with episode 0 and step 0; its episodes are others."""
+    found = runs(script, "course")
+    all_epochs = epochs_of(found.events)
+    first = [epoch for epoch in all_epochs if epoch.state["epoch"] == 0]
+    assert len(first) == (2 if script is strpo else 1)
+    assert [len(epoch.warm_ups) for epoch in all_epochs] == [
+        int(epoch.state["epoch"] == 0) for epoch in all_epochs
+    ]
+    for epoch in first:
+        (warm_up,) = epoch.warm_ups
+        lengths = [len(episode.costs) for episode in warm_up.returned[1]]
+        assert warm_up.size == epoch.config.batch_steps == 150
+        assert sum(lengths[:-1]) < 150 <= sum(lengths)
+        assert not warm_up.actor.mean.any() and (warm_up.actor.std == 1).all()
+        start = shaken(script.initial_state)(epoch.config)["theta"]
+        assert np.array_equal(epoch.theta, start) and np.array_equal(warm_up.actor.theta, start)
+        assert epoch.state["steps"] == epoch.state["next_episode"] == 0
+        one, other = (
+            {episode.observations[0, 0] for episode in episodes}
+            for episodes in (warm_up.returned[1], epoch.episodes)
         )
-        check(
-            "moments: |std / of all before - 1|",
-            np.abs(actor.std[:3] / std - 1).max(),
-            at_most=0.15,
-        )
-        control.append(np.abs((raw[i - 1][:, :3].mean(axis=0) - mean) / std).max())
-        assert np.abs(epochs[i].inputs[:, 3]).max() < 1e-3 < actor.std[3] * 10  # the constant one
-    check("  control: mean of the epoch before alone [std]", max(control), at_least=0.2)
+        assert not one & other
+
+
+@each_script
+def test_a_new_scale_moves_neither_policy_nor_critics(script, runs):
+    """From an epoch to the next, mean and std move; policy and critics stay the functions of raw
+    observations that the update and the fit have made, but where observations are clipped. Control:
+    the same parameters under the new mean and std."""
+    kept, moved = [], []
+    epochs = epochs_of(runs(script, "course").events)
+    for epoch, after in zip(epochs, epochs[1:]):
+        if after.stage != epoch.stage:
+            continue
+        raw = joined(epoch.episodes)
+        old, new = (each.actor.normalise(raw) for each in (epoch, after))
+        inside = (np.abs([old, new]) < 10).all(axis=(0, 2))
+        assert inside.mean() > 0.9
+        old, new, sizes = old[inside], new[inside], epoch.policy.sizes
+        learned = {"theta": epoch.update.returned[0]} | epoch.estimate.returned[2]
+        if epoch.stage == "unsafe":
+            learned["quantile_critic"] = epoch.cvar.returned[1]
+        for name, parameters in learned.items():
+            width = (len(parameters) - (sizes[0] + 1) * sizes[1]) // (sizes[1] + 1)
+            if name == "theta":
+                width = sizes[-1]
+                assert np.array_equal(parameters[-width:], after.theta[-width:])  # log std
+            weights = (sizes[0] + 1) * sizes[1] + (sizes[1] + 1) * width
+            said, says, would = (
+                network_values(each[:weights], (*sizes[:-1], width), inputs)
+                for each, inputs in ((parameters, old), (after.state[name], new), (parameters, new))
+            )
+            kept.append(np.abs(says - said).max())
+            moved.append(np.abs(would - said).max())
+    check("policy and critics under a new scale: change", max(kept), at_most=1e-9)
+    check("  control: the same parameters", max(moved), at_least=0.02)
 
 
 def test_normalised_observations_are_clipped_at_ten():
@@ -362,11 +433,11 @@ def test_normalised_observations_are_clipped_at_ten():
 
 @each_script
 def test_a_first_policy_is_nearly_the_same_everywhere(script):
-    """Of every seed another: means within .1 of 0, std --initial-std, at observations of order
-    1."""
+    """Of every seed another: means within .1 of 0, std --initial-std, at observations of order 1.
+    Critics say 0, each with hidden layers of its own."""
     thetas = []
     for seed in range(3):
-        config = script.Config(task="Course-v0", seed=seed, initial_std=0.3)
+        config = script.Config(task="Course-v0", seed=seed, initial_std=0.3, hidden=(64,))
         state = script.initial_state(config)
         actor = script.make_actor(state)
         observations = np.random.default_rng(0).normal(size=(100, 4))
@@ -374,9 +445,11 @@ def test_a_first_policy_is_nearly_the_same_everywhere(script):
             script.distributions(actor.policy, actor.theta, observations), 2, axis=1
         )
         assert 0 < np.abs(mean).max() < 0.1 and np.allclose(np.exp(log_std), 0.3)
-        assert (
-            not np.allclose(state["critics"][0], state["critics"][1]) or not state["critics"].any()
-        )
+        critics = [state[f"{name}_critic"] for name in script.CRITIC_OUTPUTS]
+        for critic, width in zip(critics, script.CRITIC_OUTPUTS.values()):
+            assert not network_values(critic, (4, 64, width), observations).any()
+            assert np.std(critic[: 4 * 64]) > 0.1  # what is 0 everywhere would never learn
+        assert not np.allclose(critics[0], critics[1])
         thetas.append(state["theta"])
     assert not np.allclose(thetas[0], thetas[1]) and not np.allclose(thetas[1], thetas[2])
 
@@ -466,6 +539,9 @@ def test_a_batch_is_the_first_episodes_that_reach_its_size(script, runs):
 # --------------------------------------------------------------------------- advantages and critics
 
 
+CRITICS = "reward_critic", "cost_critic"
+
+
 def signals(epoch) -> list:
     return [[getattr(episode, name) for episode in epoch.episodes] for name in ("rewards", "costs")]
 
@@ -475,9 +551,8 @@ def gae(epoch, k: int, values: np.ndarray | None = None, gae_lambda: float | Non
     steps."""
     if values is None:
         sizes = (*epoch.policy.sizes[:-1], 1)
-        values = network_values(np.asarray(epoch.state["critics"][k], float), sizes, epoch.inputs)[
-            :, 0
-        ]
+        critic = epoch.state[CRITICS[k]]
+        values = network_values(critic, sizes, epoch.inputs)[:, 0]
     gae_lambda = epoch.config.gae_lambda if gae_lambda is None else gae_lambda
     ends = np.cumsum([len(episode.observations) for episode in epoch.episodes])
     parts = [
@@ -485,6 +560,10 @@ def gae(epoch, k: int, values: np.ndarray | None = None, gae_lambda: float | Non
         for signal, value, episode in zip(signals(epoch)[k], np.split(values, ends), epoch.episodes)
     ]
     return np.concatenate(parts), np.delete(values, ends - 1)
+
+
+def centred(A: np.ndarray) -> np.ndarray:
+    return A - A.mean()
 
 
 def scores(A: np.ndarray) -> np.ndarray:
@@ -503,13 +582,13 @@ def difference(found, expected) -> float:
 @each_script
 def test_updates_are_handed_generalised_advantages_in_their_units(script, runs):
     """On the course, with lambda .7 and discount .8, by the definition of GAE with the critics of
-    before: the last value counts if an episode was truncated. SB-TRPO: as they are; C-TRPO: less
-    their means, costs times the steps of an episode; sTRPO: z_r - lambda z_c. Control: reward and
-    cost exchanged."""
+    before: the last value counts if an episode was truncated. They are less their means; C-TRPO:
+    costs times the steps of an episode; sTRPO: z_r - lambda z_c. Control: reward and cost
+    exchanged."""
     for epoch in runs(script, "course").epochs[1:]:
         (reward, _), (cost, _) = gae(epoch, 0), gae(epoch, 1)
         if script is sbtrpo:
-            expected = [reward, cost]
+            expected = [reward - reward.mean(), cost - cost.mean()]
         elif script is ctrpo:
             expected = [reward - reward.mean(), (cost - cost.mean()) * steps_per_episode(epoch)]
         else:
@@ -520,36 +599,99 @@ def test_updates_are_handed_generalised_advantages_in_their_units(script, runs):
         assert {episode.terminated for episode in epoch.episodes} == {True, False}
 
 
-def test_monte_carlo_advantages_are_returns_less_the_mean_at_equal_time(runs):
-    """SB-TRPO on the grid, discount 1; at times that 30 episodes and more reach, where a
-    leave-one-out mean changes them by 4% at most. Control: returns as they are."""
+def returns_and_baselines(episodes: list, name: str, discount: float) -> tuple:
+    """Discounted returns to go; those less the mean of the others at equal time, 0 where there is
+    none; and those less the mean of all."""
+    returns = []
+    for episode in episodes:
+        y = 0.0
+        back = [y := each + discount * y for each in getattr(episode, name)[::-1]]
+        returns.append(np.array(back[::-1]))
+    times = np.concatenate([np.arange(len(each)) for each in returns])
+    returns = np.concatenate(returns)
+    count, total = np.bincount(times)[times], np.bincount(times, returns)[times]
+    others = np.where(count > 1, returns - (total - returns) / np.maximum(count - 1, 1), 0.0)
+    return returns, others, returns - total / count
+
+
+def test_time_advantages_are_returns_less_the_mean_of_the_others_at_equal_time(runs):
+    """SB-TRPO on the grid, discount 1, whose updates are handed no other. Controls: returns as they
+    are, and less the mean of all."""
+    control = []
     for epoch in runs(sbtrpo, "grid").epochs[:3]:
-        times = np.concatenate([np.arange(len(episode.rewards)) for episode in epoch.episodes])
-        often = np.bincount(times)[times] >= 30
-        for found, signal in zip(epoch.advantages, signals(epoch)):
-            returns = np.concatenate([np.cumsum(each[::-1])[::-1] for each in signal])
-            means = np.bincount(times, returns) / np.bincount(times)
-            expected = (returns - means[times])[often]
-            gap = np.abs(found[often] - expected) - 0.05 * np.abs(expected)
-            check("Monte Carlo advantages - less 5% - returns less means", gap.max(), at_most=1e-5)
+        for found, name in zip(epoch.advantages, ("rewards", "costs")):
+            returns, expected, all_ = returns_and_baselines(epoch.episodes, name, 1.0)
             check(
-                "  control: returns as they are",
-                difference(returns[often], expected),
-                at_least=0.03,
+                "time advantages - returns less the others' mean",
+                np.abs(found - expected).max(),
+                at_most=1e-9,
             )
+            check("  control: returns as they are", difference(returns, expected), at_least=0.03)
+            control.append(difference(all_, expected))
+    check("  control: less the mean of all [rms]", max(control), at_least=0.1)
+
+
+@each_script
+@pytest.mark.parametrize("advantage", ["mc", "time"])
+def test_advantages_without_a_critic_are_returns_with_or_without_a_baseline(
+    script, advantage, runs
+):
+    """On the episodes of the course, discount .8, neither of which is shortened by lambda .7; no
+    critic is fitted."""
+    epoch = runs(script, "course").epochs[1]
+    config = dataclasses.replace(epoch.config, advantage=advantage)
+    *found, critics = script.estimate_advantages(config, epoch.batch, epoch.state)
+    assert critics == {}
+    for each, name in zip(found, ("rewards", "costs")):
+        returns, others, _ = returns_and_baselines(epoch.episodes, name, 0.8)
+        expected = {"mc": returns, "time": others}[advantage]
+        check(f"{advantage} advantages - by definition", np.abs(each - expected).max(), 1e-9)
+
+
+@each_script
+@pytest.mark.parametrize("advantage", ["mc", "time", "gae"])
+def test_a_signal_that_no_action_changes_has_no_advantages(script, advantage):
+    """A cost of .1 at each step of six episodes is none, whatever a critic says. With one more in
+    the first step of the second episode, there are; with the others' mean for a baseline not at
+    later times, where returns are equal up to rounding."""
+    rng = np.random.default_rng(0)
+    policy = script.Policy((2, 8, 1), False)
+    actor = script.Actor(policy, np.zeros(0), np.zeros(2), np.ones(2))
+    state = {"sizes": np.array([2, 8, 1]), "epoch": 0}
+    state |= {name: rng.normal(size=3 * 8 + 9) for name in CRITICS}
+    config = script.Config(advantage=advantage, hidden=(8,))
+    for bump in (0.0, 1.0):
+        costs = np.full((6, 7), 0.1)
+        costs[1, 0] += bump
+        costs[2] *= 1 + 1e-15  # by rounding
+        episodes = [
+            script.Episode(*rng.normal(size=(2, 8, 2)), rng.normal(size=7), cost, True)
+            for cost in costs
+        ]
+        episodes = [each._replace(actions=each.actions[:7, :1]) for each in episodes]
+        batch = script.make_batch(episodes, actor)
+        rewards, found, _ = script.estimate_advantages(config, batch, state)
+        assert np.abs(rewards).max() > 0.1
+        if bump:
+            later = found.reshape(6, 7)[:, 1:]
+            assert np.abs(found).max() > 0.5 and later.any() == (advantage != "time")
+        else:
+            assert not found.any()
+            if script is strpo:
+                assert not strpo.standardised(found).any()
 
 
 @each_script
 def test_critics_are_fitted_to_the_targets_of_their_own_signal(script, runs):
     """Reward first, then cost: from the critic of before, on the observations with an action, to
-    advantage + value; what is learned is what the next epoch uses. Control: the advantage without
-    the value."""
+    advantage + value; what is learned is what the next epoch uses, as a function of raw
+    observations. Control: the advantage without the value."""
     epochs, drawn, control = runs(script, "course").epochs, [], 0.0
     for epoch, after in zip(epochs, [*epochs[1:], None]):
         assert len(epoch.fits) == 2
         for k, fit in enumerate(epoch.fits):
             advantage, value = gae(epoch, k)
-            assert np.array_equal(fit.critic, epoch.state["critics"][k])
+            assert np.array_equal(fit.critic, epoch.state[CRITICS[k]])
             assert np.allclose(fit.inputs, epoch.observations)
             check(
                 "targets of a critic - (GAE + value) [rms]",
@@ -557,7 +699,15 @@ def test_critics_are_fitted_to_the_targets_of_their_own_signal(script, runs):
                 1e-3,
             )
             if after:
-                assert np.allclose(after.state["critics"][k], fit.returned)
+                assert np.array_equal(epoch.estimate.returned[2][CRITICS[k]], fit.returned)
+                sizes, raw = (*epoch.policy.sizes[:-1], 1), joined(epoch.episodes)
+                scaled = np.abs([each.actor.normalise(raw) for each in (epoch, after)])
+                raw = raw[(scaled < 10).all(axis=(0, 2))]
+                learned, used = (
+                    network_values(critic, sizes, each.actor.normalise(raw))
+                    for critic, each in ((fit.returned, epoch), (after.state[CRITICS[k]], after))
+                )
+                check("critic of the next epoch - fitted", np.abs(used - learned).max(), 1e-9)
                 control = max(control, difference(advantage, advantage + value))
         drawn.append(epoch.fits[0].returned)
     check("  control: GAE alone [rms]", control, at_least=0.05)
@@ -568,43 +718,82 @@ def first_stage_epoch(run: Run) -> tuple:
     """The first epoch of the first stage, and how many quantiles its critic has."""
     epoch = next(each for each in epochs_of(run.events) if each.stage == "unsafe")
     n, hidden, _ = epoch.policy.sizes
-    return epoch, (len(epoch.state["quantiles"]) - (n + 1) * hidden) // (hidden + 1)
+    return epoch, (len(epoch.state["quantile_critic"]) - (n + 1) * hidden) // (hidden + 1)
 
 
 def test_first_stage_uses_the_costly_tail_of_the_quantiles(runs):
-    """Quantiles spread out at random: the advantages that the unsafe policy climbs are the z-scores
-    of GAE with the mean of the highest quarter as values. Controls: the lowest quarter, the mean of
-    all."""
+    """Quantiles spread out at random: the advantages that the unsafe policy climbs are GAE, less
+    its mean, with the mean of the highest quarter as values. Controls: the lowest quarter, the mean
+    of all."""
     epoch, n = first_stage_epoch(runs(strpo, "course"))
     sizes, rng, state = epoch.policy.sizes, np.random.default_rng(2), dict(epoch.state)
-    state["quantiles"] = rng.normal(size=len(state["quantiles"]))
-    lasts = np.cumsum([len(episode.observations) for episode in epoch.episodes]) - 1
-    _, found, *_ = strpo.estimate_advantages(
-        epoch.config, epoch.episodes, epoch.inputs, lasts, state
-    )
-    outputs = np.sort(network_values(state["quantiles"], (*sizes[:-1], n), epoch.inputs), axis=1)
-    quarter = math.ceil(n / 4)
+    state["quantile_critic"] = rng.normal(size=len(state["quantile_critic"]))
+    found, _ = strpo.cvar_advantages(epoch.config, epoch.batch, state)
+    outputs = network_values(state["quantile_critic"], (*sizes[:-1], n), epoch.inputs)
+    outputs, quarter = np.sort(outputs, axis=1), math.ceil(n / 4)
     expected, *wrong = (
-        scores(gae(epoch, 1, values.mean(axis=1))[0])
+        centred(gae(epoch, 1, values.mean(axis=1))[0])
         for values in (outputs[:, -quarter:], outputs[:, :quarter], outputs)
     )
-    check(
-        "first stage: advantages - GAE of the CVaR [rms]", difference(scores(found), expected), 1e-3
-    )
+    check("first stage: advantages - GAE of the CVaR [rms]", difference(found, expected), 1e-3)
     for each in wrong:
         check("  control: another tail [rms]", difference(each, expected), at_least=0.5)
 
 
 def test_first_stage_climbs_the_cost(runs):
-    """What its updates are handed are its cost advantages, and nothing is excluded."""
-    found = runs(strpo, "course")
-    estimates = [
-        e for e in found.events if e.name == "estimate_advantages" and e.config.stage == "unsafe"
-    ]
-    updates = [e for e in found.events if e.name == "update_policy" and e.config.stage == "unsafe"]
-    assert len(estimates) == len(updates) >= 4
-    for estimate, update in zip(estimates, updates):
-        assert np.allclose(update.advantages, estimate.returned[1]) and update.exclusion is None
+    """What its updates are handed are the z-scores of its CVaR advantages, and nothing is excluded.
+    The critics of reward, cost and quantiles are fitted, the last to returns to go with its own
+    mean where an episode was truncated."""
+    epochs = [each for each in epochs_of(runs(strpo, "course").events) if each.stage == "unsafe"]
+    assert len(epochs) >= 4
+    for epoch in epochs:
+        (found,), xi = epoch.advantages, epoch.cvar.returned[0]
+        assert np.allclose(found, scores(xi)) and epoch.update.exclusion is None
+        assert [fit.slope is strpo.quantile_slope for fit in epoch.fits] == [False, False, True]
+        n, hidden, _ = epoch.policy.sizes
+        fit = epoch.fits[2]
+        assert np.array_equal(fit.critic, epoch.state["quantile_critic"])
+        assert np.array_equal(fit.inputs, epoch.observations)
+        outputs = network_values(fit.critic, (n, hidden, 32), epoch.inputs).mean(axis=1)
+        advantage, value = gae(epoch, 1, outputs, gae_lambda=1.0)
+        gap = np.abs(fit.targets - advantage - value).max()
+        check("targets of the quantiles - returns", gap, at_most=1e-4)
+
+
+def test_first_stage_with_a_mean_critic_climbs_generalised_advantages(tmp_path):
+    """`--critic mean`: z-scores of GAE of the cost, without quantiles."""
+    options = "--stage=unsafe", "--critic=mean", "--total-steps=300"
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.chdir(tmp_path)
+        patch.setattr(strpo, "make_executor", lambda config: ThreadPoolExecutor(1))
+        events = record(strpo, patch)
+        assert strpo.main([*OPTIONS[strpo, "course"], *options]) == 0
+    epochs = epochs_of(events)
+    for epoch in epochs:
+        check(
+            "first stage, mean critic: advantages - GAE [rms]",
+            difference(epoch.advantages[0], scores(gae(epoch, 1)[0])),
+            at_most=1e-3,
+        )
+        assert epoch.cvar is None and len(epoch.fits) == 2
+    assert len(epochs) == 2
+
+
+def test_quantile_slope_is_the_derivative_of_the_quantile_loss():
+    """Mean over k levels of (target - output) (level - [target < output]), which is piecewise
+    linear, by central differences away from its kinks."""
+    rng = np.random.default_rng(0)
+    outputs, targets = rng.normal(size=(50, 8)), rng.normal(size=(50, 1))
+    levels = (np.arange(8) + 0.5) / 8
+
+    def loss(outputs):
+        return np.mean((targets - outputs) * (levels - (targets < outputs)), axis=1)
+
+    for j, step in enumerate(1e-7 * np.eye(8)):
+        slope = (loss(outputs + step) - loss(outputs - step)) / 2e-7
+        found = strpo.quantile_slope(outputs, targets)[:, j]
+        assert np.abs(targets[:, 0] - outputs[:, j]).min() > 1e-7
+        check("quantile slope - central difference", np.abs(found - slope).max(), at_most=1e-6)
 
 
 def test_quantiles_of_truncated_episodes_go_on(runs):
@@ -615,18 +804,14 @@ def test_quantiles_of_truncated_episodes_go_on(runs):
     observations = np.eye(2)[[0, 1]]
     sizes, found = (2, 8, n), []
     start = np.append(0.1 * rng.normal(size=2 * 8 + 8 + 8 * n), np.full(n, 5.0))
-    critics = np.zeros((2, 2 * 8 + 8 + 8 + 1))
+    actor = strpo.Actor(strpo.Policy((2, 8, 2), True), np.zeros(0), np.zeros(2), np.ones(2))
     for terminated in (False, True):
-        episodes = [
-            strpo.Episode(observations, np.zeros(1, int), *np.zeros((2, 1)), terminated)
-        ] * 500
-        state = {"sizes": np.array([2, 8, 2]), "epoch": 0, "quantiles": start, "critics": critics}
+        episode = strpo.Episode(observations, np.zeros(1, int), *np.zeros((2, 1)), terminated)
+        batch = strpo.make_batch([episode] * 500, actor)
+        state = {"sizes": np.array([2, 8, 2]), "epoch": 0, "quantile_critic": start}
         for _ in range(20):
-            *_, quantiles = strpo.estimate_advantages(
-                config, episodes, np.tile(observations, (500, 1)), np.arange(1, 1000, 2), state
-            )
-            state["quantiles"] = quantiles
-        found.append(network_values(quantiles, sizes, observations)[0].mean())
+            _, state["quantile_critic"] = strpo.cvar_advantages(config, batch, state)
+        found.append(network_values(state["quantile_critic"], sizes, observations)[0].mean())
     assert found[0] > 3 and found[1] < found[0] - 1, found
 
 
@@ -658,11 +843,8 @@ def test_margin_is_budget_less_cost_and_recovery_ends_below_its_share(world, run
             running.append(np.mean(last))
         J_c, b = np.mean(running if world == "window" else costs), epoch.config.cost_limit
         recovery = J_c >= b * (epoch.config.hysteresis if recovery else 1)
-        assert in_recovery(epoch) == recovery
-        if not recovery:
-            check(
-                f"margin - (b - J_c), {world}", abs(epoch.update.margin - (b - J_c)), at_most=1e-9
-            )
+        assert epoch.update.recovery is bool(recovery)
+        check(f"margin - (b - J_c), {world}", abs(epoch.update.margin - (b - J_c)), at_most=1e-9)
         between.add((recovery, bool(epoch.config.hysteresis * b <= J_c < b)))
     assert {recovery for recovery, _ in between} == {True, False}
     assert world == "window" or {(True, True), (False, True)} <= between, between
@@ -674,7 +856,45 @@ def test_training_of_ctrpo_starts_in_recovery(tmp_path):
         ctrpo, "course", tmp_path, "--total-steps=100", "--cost-limit=20", "--hysteresis=.001"
     ).epochs
     assert 0.02 <= np.mean([episode.costs.sum() for episode in epoch.episodes]) < 20
-    assert in_recovery(epoch)
+    assert epoch.update.recovery
+
+
+def test_official_units_are_those_of_the_release(runs):
+    """C-TRPO, `--official-units 1`, on two action dimensions: costs are discounted sums,
+    GAE / (1 - discount); KL averaged over actions plus beta Psi is at most delta, and the damping
+    of F / 2 is that of the option. On the grid, with indices, nothing is converted."""
+    epochs, used = runs(ctrpo, "release").epochs, []
+    for epoch in epochs:
+        expected = centred(gae(epoch, 1)[0]) / (1 - 0.8)
+        check(
+            "official units: cost advantages - GAE / (1 - discount) [rms]",
+            difference(epoch.advantages[1], expected),
+            at_most=1e-3,
+        )
+        old, new = (
+            ctrpo.distributions(epoch.policy, theta, epoch.observations)
+            for theta in (epoch.theta, epoch.update.returned[0])
+        )
+        before, after = (
+            ctrpo.log_probabilities(epoch.policy, each, epoch.actions).astype(float)
+            for each in (old, new)
+        )
+        divergence = gaussian_kl(old, new) / 2
+        if not epoch.update.recovery:
+            change = np.mean(np.expm1(after - before) * epoch.advantages[1])
+            share = change / epoch.update.margin
+            divergence += 0.5 * (-share - math.log1p(-share))
+        used.append(divergence / 0.01)
+        config = epoch.config
+        assert (config.delta, config.beta, config.damping) == pytest.approx((0.02, 1.0, 0.02))
+    check("official units: divergence [delta]", max(used), at_most=1.01)
+    check("official units: divergence [delta]", max(used), at_least=0.6)
+    assert {epoch.update.recovery for epoch in epochs} == {True, False}
+    grid = runs(ctrpo, "grid").epochs[0]
+    converted = ctrpo.in_our_units(
+        dataclasses.replace(grid.config, official_units=1), grid.actor.policy
+    )
+    assert (converted.delta, converted.damping) == (grid.config.delta, grid.config.damping)
 
 
 def test_multiplier_follows_the_cost_per_episode(runs):
@@ -710,13 +930,11 @@ def test_exclusion_compares_the_policies_each_with_its_own_normaliser(runs):
     found = runs(strpo, "course")
     _, state = strpo.load_run(found.folder / "unsafe")
     unsafe = strpo.make_actor(state)
-    (rollouts,) = (
-        event.returned[1]
-        for event in found.events
-        if event.name == "collect"
-        and np.array_equal(event.actor.theta, unsafe.theta)
-        and event.actor.theta is not None
-    )
+    (visit,) = (e for e in found.events if e.name == "collect" and e.first == ROLLOUTS)
+    for one, other in zip(visit.actor[1:], unsafe[1:]):
+        assert np.array_equal(one, other)  # parameters, mean and std
+    rollouts = visit.returned[1]
+    assert visit.size == 150 <= sum(len(episode.costs) for episode in rollouts) < 165
     raw = np.concatenate([episode.observations[:-1] for episode in rollouts])
     costs = np.mean([episode.costs.sum() for episode in rollouts])
     control = 0.0
@@ -761,8 +979,8 @@ def test_metrics_of_hand_made_episodes():
 @each_script
 def test_the_log_says_what_the_episodes_did(script, runs):
     """Return, cost, length, safety and steps of each epoch; regret is the sum of what exceeds the
-    budget; KL is that of the policies before and after the update; what is printed is the mean of
-    the last tenth."""
+    budget; KL is that of the policies before and after the update; what is printed is a line an
+    epoch, and the mean of the last tenth."""
     found = runs(script, "course")
     steps, regret = 0, 0.0
     epochs = found.epochs
@@ -785,10 +1003,13 @@ def test_the_log_says_what_the_episodes_did(script, runs):
             script.distributions(epoch.policy, theta, epoch.observations)
             for theta in (epoch.theta, epoch.update.returned[0])
         )
+        means = f"return {np.mean(rewards):.4g}, cost {np.mean(costs):.4g}"
+        assert f"{steps:>11,} steps: {means}, safe {np.mean(safe):.2f}\n" in found.said
         radius = getattr(epoch.config, "delta", None) or epoch.config.delta_1
         assert gaussian_kl(old, new) == pytest.approx(float(row["Train/KL"]), rel=0.01, abs=1e-6)
         check("realised KL [radius]", float(row["Train/KL"]) / radius, at_most=1 + 1e-9)
     assert regret > 0 and len(found.rows) == len(epochs)
+    assert found.said.count(" steps: return ") == len(epochs_of(found.events))  # of both stages
     last = np.mean(
         [float(row["Metrics/EpRet"]) for row in found.rows[-max(1, len(epochs) // 10) :]]
     )
@@ -826,10 +1047,10 @@ def table(theta, world):
 
 def compare(
     title: str, world, old: np.ndarray, theta: np.ndarray, step: np.ndarray, objectives=()
-) -> None:
+) -> float:
     """New logits less old ones are a fraction .3 to 1 of a step of the tabular world, up to
     constants per state; and J_f has changed by what the step predicts, to a fifth, for (f, its
-    gradient) in objectives."""
+    gradient) in objectives. Returns the fraction."""
     change, step = table(theta, world) - old, step.reshape(old.shape)
     change, step = (v - v.mean(axis=1, keepdims=True) for v in (change, step))
     fraction = np.sum(change * step) / np.sum(step**2)
@@ -844,6 +1065,7 @@ def compare(
             abs(realised / predicted - 1),
             at_most=0.2,
         )
+    return fraction
 
 
 FINE = {"cg_iterations": 60, "damping": 1e-9}
@@ -864,13 +1086,32 @@ def test_update_of_sbtrpo_takes_the_exact_step(update, excess):
         theta, _ = sbtrpo.update_policy(
             config, policy, theta, observations, actions, rewards, costs, excess
         )
-        rule = {"convex": sbtrpo.safety_biased_step, "optimal": sbtrpo.optimal_safety_biased_step}[
-            update
-        ]
         vectors = first_order(world, logits)
-        step, _ = rule(*vectors, delta, 0.6, excess)
+        step, _ = sbtrpo.safety_biased_step(*vectors, delta, 0.6, excess, update)
         objectives = [(world.c, vectors[2])] if excess is None else []
         compare(f"SB-TRPO {update}", world, logits, theta, step, objectives)
+
+
+@pytest.mark.parametrize("update", ["convex", "optimal"])
+def test_a_gradient_of_0_leaves_the_whole_region_of_sbtrpo_to_the_other(update):
+    """Without advantages of cost, the best reward step; without those of reward, the best cost
+    step: of KL delta, which the line search may shorten to .8. Beta .3: a share would be seen."""
+    for world, logits in tabular_cases():
+        observations, actions, pairs = batch(world, logits)
+        config = sbtrpo.Config(delta=1e-5, beta=0.3, update=update, **FINE)
+        policy, start = linear(sbtrpo, world, logits)
+        vectors = first_order(world, logits)
+        for k, sign in ((0, 1), (1, -1)):
+            advantages = [world.advantage(logits, f)[pairs] for f in (world.r, world.c)]
+            advantages[1 - k] = 0 * advantages[1 - k]
+            theta, info = sbtrpo.update_policy(
+                config, policy, start, observations, actions, *advantages, None
+            )
+            gradient, direction = vectors[2 * k : 2 * k + 2]
+            step = sign * math.sqrt(2e-5 / float(gradient @ direction)) * direction
+            fraction = compare("SB-TRPO, one signal", world, logits, theta, step)
+            assert fraction > 0.75 and info["kl"] == pytest.approx(1e-5, rel=1e-9)
+            assert info["mu"] == k
 
 
 def test_line_search_of_sbtrpo_holds_kl_and_cost():
@@ -911,8 +1152,8 @@ def test_line_search_of_sbtrpo_holds_kl_and_cost():
 
 @pytest.mark.parametrize("barrier", ["log", "xlogx"])
 def test_update_of_ctrpo_takes_the_exact_step(barrier):
-    """C-TRPO's update_policy, as above; near the budget, far from it, and in recovery, margin 0,
-    where it is the best cost step whatever the reward."""
+    """C-TRPO's update_policy, as above; near the budget, far from it, and in recovery, above the
+    budget or within, where it is the best cost step whatever the reward."""
     delta = 1e-5
     for world, logits in tabular_cases():
         observations, actions, pairs = batch(world, logits)
@@ -920,12 +1161,14 @@ def test_update_of_ctrpo_takes_the_exact_step(barrier):
         policy, start = linear(ctrpo, world, logits)
         rewards, costs = (world.advantage(logits, f)[pairs] for f in (world.r, world.c))
         vectors = first_order(world, logits)
-        for margin in (0.0, 1e-2, 10.0):
+        for margin, recovery in ((1e-2, False), (10.0, False), (1e-2, True), (-1.0, True)):
             theta, _ = ctrpo.update_policy(
-                config, policy, start, observations, actions, rewards, costs, margin
+                config, policy, start, observations, actions, rewards, costs, margin, recovery
             )
-            step, _ = ctrpo.barrier_step(*vectors, delta, 0.1, margin, barrier)
-            objectives = [(world.c, vectors[2])] if margin == 0 else [(world.r, vectors[0])]
+            step, _ = ctrpo.barrier_step(*vectors, delta, 0.1, margin, barrier, recovery)
+            if recovery:
+                step = -math.sqrt(2 * delta / float(vectors[2] @ vectors[3])) * vectors[3]
+            objectives = [(world.c, vectors[2])] if recovery else [(world.r, vectors[0])]
             compare("C-TRPO", world, logits, theta, step, objectives)
 
 
