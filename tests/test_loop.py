@@ -178,20 +178,24 @@ def shaken(initial_state):
     return state
 
 
-def run(script, world: str, folder: Path, *more: str) -> Run:
-    """Trains in this process, by `main`, in a folder of its own."""
+def start(script, folder: Path, arguments: list) -> tuple:
+    """`main` in this process, with this folder as the current one: what was recorded and said."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
         patch.chdir(folder)
         patch.setattr(script, "make_executor", lambda config: ThreadPoolExecutor(1))
         patch.setattr(script, "initial_state", shaken(script.initial_state))
         events = record(script, patch)
-        assert script.main([*OPTIONS[script, world], *more]) == 0
+        assert script.main(arguments) == 0
+    return events, said.getvalue()
+
+
+def run(script, world: str, folder: Path, *more: str) -> Run:
+    """Trains in this process, by `main`, in a folder of its own."""
+    events, said = start(script, folder, [*OPTIONS[script, world], *more])
     (found,) = folder.glob("runs/*/*/*/seed-*")
     rows = list(csv.DictReader((found / "progress.csv").open()))
     epochs = [epoch for epoch in epochs_of(events) if epoch.stage == "safe"]
-    return Run(
-        script=script, folder=found, events=events, epochs=epochs, rows=rows, said=said.getvalue()
-    )
+    return Run(script=script, folder=found, events=events, epochs=epochs, rows=rows, said=said)
 
 
 @pytest.fixture(scope="session")
@@ -536,6 +540,30 @@ def test_a_batch_is_the_first_episodes_that_reach_its_size(script, runs):
         assert steps >= config.total_steps > steps - sum(lengths)
 
 
+@pytest.mark.parametrize(
+    "script, world, more",
+    [(sbtrpo, "course", ["--batch-growth=1"]), (ctrpo, "window", []), (strpo, "course", [])],
+    ids=lambda each: getattr(each, "__name__", ""),
+)
+def test_a_resumed_run_goes_on_where_it_stood(script, world, more, tmp_path):
+    """450 steps and 450 more are 900 steps, in all that is logged but time; the second half does
+    not warm up. Control: its rows are not those of the first."""
+    rows = {}
+    for steps in ("900", "450"):
+        (folder := tmp_path / steps).mkdir()
+        found = run(script, world, folder, *more, f"--total-steps={steps}")
+        rows[steps] = found.rows
+    events, _ = start(script, folder, ["--resume", str(found.folder), "--total-steps=900"])
+    assert not any(event.name == "collect" and event.first == WARM_UP for event in events)
+    resumed = list(csv.DictReader((found.folder / "progress.csv").open()))
+    whole, halves = (
+        [{name: row[name] for name in row if not name.startswith("Time/")} for row in each]
+        for each in (rows["900"], resumed)
+    )
+    assert whole == halves and len(whole) > len(rows["450"]) >= 3
+    assert whole[-1]["Metrics/EpRet"] != rows["450"][-1]["Metrics/EpRet"]
+
+
 # --------------------------------------------------------------------------- advantages and critics
 
 
@@ -763,12 +791,7 @@ def test_first_stage_climbs_the_cost(runs):
 def test_first_stage_with_a_mean_critic_climbs_generalised_advantages(tmp_path):
     """`--critic mean`: z-scores of GAE of the cost, without quantiles."""
     options = "--stage=unsafe", "--critic=mean", "--total-steps=300"
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        patch.chdir(tmp_path)
-        patch.setattr(strpo, "make_executor", lambda config: ThreadPoolExecutor(1))
-        events = record(strpo, patch)
-        assert strpo.main([*OPTIONS[strpo, "course"], *options]) == 0
-    epochs = epochs_of(events)
+    epochs = epochs_of(start(strpo, tmp_path, [*OPTIONS[strpo, "course"], *options])[0])
     for epoch in epochs:
         check(
             "first stage, mean critic: advantages - GAE [rms]",
@@ -1170,6 +1193,52 @@ def test_update_of_ctrpo_takes_the_exact_step(barrier):
                 step = -math.sqrt(2 * delta / float(vectors[2] @ vectors[3])) * vectors[3]
             objectives = [(world.c, vectors[2])] if recovery else [(world.r, vectors[0])]
             compare("C-TRPO", world, logits, theta, step, objectives)
+
+
+def test_line_search_of_ctrpo_takes_the_largest_step_that_holds_what_it_promises():
+    """200 random samples, delta 3, recomputed: KL + beta Psi <= delta, and the
+    surrogate reward does not fall; in recovery KL <= delta, within the budget or above it, and the
+    surrogate cost does not rise. The next larger fraction breaks one of these. Control: which one,
+    where the other holds."""
+    policy, broken = ctrpo.Policy((3, 6, 2), False), []
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        theta = ctrpo.initial_parameters(policy.sizes, np.full(2, -0.5), rng)
+        theta = theta + 0.5 * rng.normal(size=theta.size)
+        observations = rng.normal(size=(200, 3))
+        old = ctrpo.distributions(policy, theta, observations)
+        actions = old[:, :2] + np.exp(old[:, 2:]) * rng.normal(size=(200, 2))
+        rewards, costs = rng.normal(size=(2, 200))
+        if seed % 2:  # of one sign: where ratios fall at all samples, so does the surrogate
+            rewards, costs = np.abs(rewards), -np.abs(costs)
+        for margin, recovery in ((0.03, False), (5.0, False), (0.05, True), (-0.3, True)):
+            config = ctrpo.Config(delta=3.0, beta=0.5)
+            new, info = ctrpo.update_policy(
+                config, policy, theta, observations, actions, rewards, costs, margin, recovery
+            )
+            for parameters in (new, theta + (new - theta) / 0.8):  # and the next larger fraction
+                pi = ctrpo.distributions(policy, parameters, observations)
+                before, after = (
+                    ctrpo.log_probabilities(policy, each, actions) for each in (old, pi)
+                )
+                gains = np.exp(after - before) - 1
+                reward, cost = np.mean(gains * rewards), np.mean(gains * costs)
+                divergence, share = gaussian_kl(old, pi), cost / margin
+                if not recovery:
+                    barrier = -share - math.log1p(-share) if share < 1 else math.inf
+                    divergence += 0.5 * barrier
+                near, good = divergence <= 3, cost <= 1e-9 if recovery else reward >= 0
+                if parameters is new:
+                    assert near and good
+                elif info["fraction"] < 1:
+                    assert not (near and good)
+                    if near:
+                        broken.append("cost" if recovery else "reward")
+                    elif gaussian_kl(old, pi) <= 3:
+                        broken.append("barrier")
+    for kind in ("reward", "barrier", "cost"):
+        stopped = broken.count(kind)
+        check(f"  control: steps that the {kind} alone has stopped", stopped, at_least=2)
 
 
 @pytest.mark.parametrize("share", [None, 0.8, 2.0])
