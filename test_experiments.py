@@ -697,7 +697,7 @@ def test_what_the_readme_says_of_the_campaign_is_in_its_results():
     convex, best, gae = (" at safety ".join(cells(name)[:3:2]) for name in (
         "beta-0.75", "update-optimal_beta-0.75", "beta-0.75_advantage-gae"))
     assert f"return {best} where the convex one has {convex}:" in readme
-    assert f"more cautious, {gae};" in readme
+    assert f"own runs with them, {gae}, were" in readme
     for name, text in (("beta-0.75", "{:.0%} of all its steps work against reward"),
                        ("update-optimal_beta-0.75", "works against reward in {:.0%}.")):
         runs = report.find([str(HERE / "results/campaign" / name)])

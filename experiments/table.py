@@ -33,7 +33,8 @@ ROWS = [
     *((CIRCLE2, f"SB-TRPO, `--beta {beta}`", f"campaign/beta-{beta}", "the same")
       for beta in (0.6, 0.7, 0.75, 0.8, 0.9)),
     (CIRCLE2, "SB-TRPO, `--update optimal`", "campaign/update-optimal_beta-0.75", "the same"),
-    (CIRCLE2, "SB-TRPO, `--advantage gae`", "campaign/beta-0.75_advantage-gae", "the same"),
+    (CIRCLE2, "SB-TRPO, `--advantage gae`", "signal/gae", "the same"),
+    (CIRCLE2, "SB-TRPO, `--advantage gae`, random critics", "campaign/beta-0.75_advantage-gae", "the same"),
     (CIRCLE2, "C-TRPO", "campaign/cost-limit-25", ""),
     (CIRCLE2, "C-TRPO, `--cost-limit 0`", "campaign/cost-limit-0", ""),
     (SWIMMER, "SB-TRPO, `--preset safe`", "swimmer", "48 ± 26 at 0.98 ± 0.02 (20M, 5 seeds)"),
