@@ -47,7 +47,7 @@ Differs from the paper in
  5. J_c is the mean cost of the batch's episodes. The release's is a running mean over the last 50,
     averaged over the batch's episodes: smoother, and later. `--cost-window 50`.
 
-symbol    name in code               shape       unit
+symbol    name in code               shape       unit (p parameters, n steps a batch)
 theta     theta                      (p,)        policy parameters: weights and biases, then log std
 g_r       reward_gradient            (p,)        advantage per step: batch mean of grad log pi * A
 g_c       cost_gradient              (p,)        cost per episode: the same, times steps per episode
@@ -135,8 +135,8 @@ def update_policy(config, policy, theta, observations, actions,
     old = distributions(policy, theta, observations)
     rounding = np.finfo(old.dtype).eps * np.abs(cost_advantages).max()
 
-    def judge(theta):
-        new = distributions(policy, theta, observations)
+    def judge(candidate):
+        new = distributions(policy, candidate, observations)
         log_ratios = log_probabilities(policy, new, actions) - old_log_probs
         gains = np.expm1(log_ratios.astype(float))  # pi_new / pi_old - 1
         kl, reward = float(mean_kl(policy, old, new)), float(np.mean(gains * reward_advantages))
@@ -187,7 +187,8 @@ def train(config, run, state):
             batch = make_batch(episodes, actor)  # n steps: observations (n, size), actions (n, k)
             rewards, costs, critics = estimate_advantages(config, batch, state)  # A_r, A_c: (n,)
             # A_c per step -> per episode (the release: discounted)
-            costs *= 1 / (1 - config.discount) if config.official_units else metrics["EpLen"]
+            unit = 1 / (1 - config.discount) if config.official_units else metrics["EpLen"]
+            costs = unit * costs
             mean_cost, recent = windowed_cost(
                 state["recent_costs"], [each.costs.sum() for each in episodes], config.cost_window)
             threshold = config.cost_limit * (config.hysteresis if state["recovery"] else 1.0)
@@ -454,7 +455,11 @@ def safety_gymnasium():
     if importlib.util.find_spec("fast_safety_gymnasium"):
         importlib.import_module("fast_safety_gymnasium")
         return importlib.import_module("safety_gymnasium")
+    import mujoco
+
     dataclass, robotics = dataclasses.dataclass, "gymnasium_robotics.envs.multiagent_mujoco"
+    compile_model = mujoco.MjModel.from_xml_string
+    textures = re.compile(r'<texture\b[^>]*?(/>|></texture>)|\stexture="[^"]*"')
 
     def dataclass_with_arrays(cls):  # Python 3.11 refuses arrays as defaults
         for name, value in list(vars(cls).items()):
@@ -464,7 +469,10 @@ def safety_gymnasium():
 
     sys.modules[f"{robotics}.mujoco_multi"] = unittest.mock.MagicMock()
     with unittest.mock.patch.object(dataclasses, "dataclass", dataclass_with_arrays):
-        return importlib.import_module("safety_gymnasium")
+        package = importlib.import_module("safety_gymnasium")
+    # only a picture needs textures; to decode them took a second of each reset
+    mujoco.MjModel.from_xml_string = staticmethod(lambda xml: compile_model(textures.sub("", xml)))
+    return package
 
 @functools.lru_cache
 def make_env(task, thread=0, **rendering):

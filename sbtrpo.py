@@ -46,7 +46,7 @@ Differs from the paper in
     the paper).
  5. Few iterations of conjugate gradients, 5, follow less of the noise in g.
 
-symbol    name in code               shape       meaning, unit
+symbol    name in code               shape       meaning, unit (p parameters, n steps a batch)
 theta     theta                      (p,)        policy parameters: weights and biases, then log std
 g_r, g_c  reward_, cost_gradient     (p,)        advantage per step: batch mean of grad log pi * A
 x_r, x_c  reward_, cost_direction    (p,)        F^-1 g, by conjugate gradients
@@ -142,8 +142,8 @@ def update_policy(config, policy, theta, observations, actions,
     if excess is not None:
         allowed_rise += max(0.0, -excess)  # what is left of the budget
 
-    def judge(theta):
-        new = distributions(policy, theta, observations)
+    def judge(candidate):
+        new = distributions(policy, candidate, observations)
         log_ratios = log_probabilities(policy, new, actions) - old_log_probs
         gains = np.expm1(log_ratios.astype(float))  # pi_new / pi_old - 1
         kl, reward = float(mean_kl(policy, old, new)), float(np.mean(gains * reward_advantages))
@@ -436,7 +436,11 @@ def safety_gymnasium():
     if importlib.util.find_spec("fast_safety_gymnasium"):
         importlib.import_module("fast_safety_gymnasium")
         return importlib.import_module("safety_gymnasium")
+    import mujoco
+
     dataclass, robotics = dataclasses.dataclass, "gymnasium_robotics.envs.multiagent_mujoco"
+    compile_model = mujoco.MjModel.from_xml_string
+    textures = re.compile(r'<texture\b[^>]*?(/>|></texture>)|\stexture="[^"]*"')
 
     def dataclass_with_arrays(cls):  # Python 3.11 refuses arrays as defaults
         for name, value in list(vars(cls).items()):
@@ -446,7 +450,10 @@ def safety_gymnasium():
 
     sys.modules[f"{robotics}.mujoco_multi"] = unittest.mock.MagicMock()
     with unittest.mock.patch.object(dataclasses, "dataclass", dataclass_with_arrays):
-        return importlib.import_module("safety_gymnasium")
+        package = importlib.import_module("safety_gymnasium")
+    # only a picture needs textures; to decode them took a second of each reset
+    mujoco.MjModel.from_xml_string = staticmethod(lambda xml: compile_model(textures.sub("", xml)))
+    return package
 
 @functools.lru_cache
 def make_env(task, thread=0, **rendering):

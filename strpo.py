@@ -41,7 +41,7 @@ Differs from the paper in
  6. Radii are two: delta_1 = 1e-2 and delta_2 = 1e-4, as the paper advises.
  7. Eq. 10 negates the step where delta_2 is out of reach, towards unsafe: only by `--reverse 1`.
 
-symbol  name in code                 shape       meaning [unit]
+symbol  name in code                 shape       meaning [unit] (p parameters)
 theta   theta                        (p,)        policy parameters: weights, biases, then log std
 g       gradient                     (p,)        of the surrogate [1]
 phi     away                         (p,)        of KL(unsafe || pi) [nats]
@@ -147,12 +147,12 @@ def update_policy(config, policy, theta, observations, actions, advantages, excl
     met = promised >= demand - 1e-9 * abs(demand)  # to first order, up to rounding
     least = demand if met else min(0.0, promised)
 
-    def judge(theta):
-        new = distributions(policy, theta, observations)
+    def judge(candidate):
+        new = distributions(policy, candidate, observations)
         log_ratios = log_probabilities(policy, new, actions) - old_log_probs
         surrogate = float(np.mean(np.expm1(log_ratios.astype(float)) * advantages))
         kl, failed = float(mean_kl(policy, old, new)), ""
-        rise = float(exclusion(theta)) - before if exclusion else 0.0
+        rise = float(exclusion(candidate)) - before if exclusion else 0.0
         if not kl <= config.delta_1:
             failed = "kl"
         elif not rise >= least:
@@ -462,7 +462,11 @@ def safety_gymnasium():
     if importlib.util.find_spec("fast_safety_gymnasium"):
         importlib.import_module("fast_safety_gymnasium")
         return importlib.import_module("safety_gymnasium")
+    import mujoco
+
     dataclass, robotics = dataclasses.dataclass, "gymnasium_robotics.envs.multiagent_mujoco"
+    compile_model = mujoco.MjModel.from_xml_string
+    textures = re.compile(r'<texture\b[^>]*?(/>|></texture>)|\stexture="[^"]*"')
 
     def dataclass_with_arrays(cls):  # Python 3.11 refuses arrays as defaults
         for name, value in list(vars(cls).items()):
@@ -472,7 +476,10 @@ def safety_gymnasium():
 
     sys.modules[f"{robotics}.mujoco_multi"] = unittest.mock.MagicMock()
     with unittest.mock.patch.object(dataclasses, "dataclass", dataclass_with_arrays):
-        return importlib.import_module("safety_gymnasium")
+        package = importlib.import_module("safety_gymnasium")
+    # only a picture needs textures; to decode them took a second of each reset
+    mujoco.MjModel.from_xml_string = staticmethod(lambda xml: compile_model(textures.sub("", xml)))
+    return package
 
 @functools.lru_cache
 def make_env(task, thread=0, **rendering):
@@ -827,6 +834,7 @@ def open_first_stage(config, run):
         about = {"config": dataclasses.asdict(first)}
         write(folder / "config.json", json.dumps(about, indent=1).encode())
     first, state = load_run(folder)
+    print(f"the unsafe policy, in {folder}, has {state['steps']:,} steps", flush=True)
     return dataclasses.replace(first, workers=config.workers, scheduler=config.scheduler), state
 
 def given_config(path):
@@ -841,7 +849,6 @@ def unsafe_run(path):
     if given_config(path).get("stage") != "unsafe":
         raise Failure(f"--unsafe {path} is not the folder of a run of --stage unsafe.")
     return path
-
 
 QUANTILES = 5  # purpose of random streams
 CRITIC_OUTPUTS = {"reward": 1, "cost": 1, "quantile": 32}
