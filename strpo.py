@@ -73,7 +73,7 @@ def optimal_weights(rho, fraction, sine2):
         return 0.0, 1.0
     if sine2 <= 1e-12:  # opposite, or g = 0: many steps solve it, and this is the shortest
         return 0.0, fraction
-    k = 1 / math.sqrt(sine2 / (1 - fraction**2))
+    k = math.sqrt((1 - fraction**2) / sine2)
     return k, fraction - k * rho
 
 def exclusion_step(gradient, direction, away, away_direction, delta_1, delta_2):
