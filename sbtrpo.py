@@ -464,7 +464,7 @@ def make_env(task, thread=0, **rendering):
     try:
         make = safety_gymnasium().make if task.startswith("Safety") else gymnasium.make
         env = make(task, disable_env_checker=True, **rendering)
-    except (gymnasium.error.Error, ImportError, AssertionError) as error:
+    except (gymnasium.error.Error, ImportError, ValueError, AssertionError) as error:
         raise Failure(f"--task {task} cannot be made: {error}") from None
     space = env.action_space
     if isinstance(space, spaces.Box):

@@ -424,7 +424,8 @@ def test_recovery_survives_kill_9_and_follows_its_rule(window, tmp_path):
 @pytest.mark.parametrize("options, said", [
     ("--barrier cube", "--barrier"), ("--hysteresis 0", "--hysteresis"), ("--cost-limit -1", "--cost-limit"),
     ("--cost-window 0", "--cost-window"), ("--official-units 2", "--official-units"), ("--beta 0", "--beta"),
-    ("--preset none-such", "--preset"), ("--resume nowhere", "nowhere"), ("--task Nothing-v0", "Nothing")])
+    ("--preset none-such", "--preset"), ("--resume nowhere", "nowhere"), ("--task Nothing-v0", "Nothing"),
+    ("--task :", "--task :")])
 def test_a_mistake_with_ctrpo_is_one_sentence(options, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert ctrpo.main(options.split()) == 1
