@@ -2299,11 +2299,11 @@ def test_sampled_gradients_are_the_exact_ones(name):
 
 
 def test_error_of_a_sampled_gradient_follows_the_noise_law():
-    """Two states, uniform policy, episodes sampled and estimated as in training (experiments/noise.py). With
+    """Two states, uniform policy, episodes sampled and estimated as in training (studies/noise.py). With
     512 episodes of 60 steps the noise scales n* are the golden ones (THEORY, E), within 15%. With 4,096 that
     end at random, batches of 64 have the root mean square error sqrt(n* / n), within 20%, and get a share 1 /
     sqrt(1 + n* / n) of the best cost decrease, within .06. Control: n* of another baseline is off."""
-    sys.path.append(str(HERE / "experiments"))
+    sys.path.append(str(HERE / "studies"))
     import noise
     fixed, case = noise.Case("TwoState-v0", 0, 512, length=60), noise.Case("TwoState-v0", 0, 4096)
     for baseline, golden in (("mc", 4.4), ("time", 0.6), ("value", 0.5)):
@@ -3168,17 +3168,17 @@ def test_ledger_in_results_has_the_rows_and_verdicts_of_this_file():
 
 
 def test_ledger_in_the_readme_is_the_one_in_results():
-    """What experiments/ledger.py would write is what is there. Control: another verdict would change it."""
+    """What studies/ledger.py would write is what is there. Control: another verdict would change it."""
     readme, text = (HERE / "README.md").read_text(), (HERE / "results" / "ledger.json").read_text()
-    updated = runpy.run_path(str(HERE / "experiments" / "ledger.py"))["updated"]
-    assert updated(readme, json.loads(text)) == readme, "run: uv run experiments/ledger.py"
+    updated = runpy.run_path(str(HERE / "studies" / "ledger.py"))["updated"]
+    assert updated(readme, json.loads(text)) == readme, "run: uv run studies/ledger.py"
     assert updated(readme, json.loads(text.replace("holds as corrected", "holds", 1))) != readme
 
 
 def test_budgets_in_the_readme_are_those_in_results():
-    """The table of results/budgets.json, as experiments/budgets.py prints it. Control: another figure."""
+    """The table of results/budgets.json, as studies/budgets.py prints it. Control: another figure."""
     readme, text = (HERE / "README.md").read_text(), (HERE / "results" / "budgets.json").read_text()
-    table = runpy.run_path(str(HERE / "experiments" / "budgets.py"))["table"]
+    table = runpy.run_path(str(HERE / "studies" / "budgets.py"))["table"]
     assert table(json.loads(text)) in readme
     assert table(json.loads(text.replace('"reached": 10', '"reached": 9', 1))) not in readme
 
