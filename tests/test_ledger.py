@@ -48,16 +48,16 @@ def test_ledger_in_results_has_the_rows_and_verdicts_of_this_file():
 
 
 def test_ledger_in_the_readme_is_the_one_in_results():
-    """What experiments/ledger.py would write is what is there. Control: another verdict would change it."""
+    """What studies/ledger.py would write is what is there. Control: another verdict would change it."""
     readme, text = (ROOT / "README.md").read_text(), (ROOT / "results" / "ledger.json").read_text()
-    updated = runpy.run_path(str(ROOT / "experiments" / "ledger.py"))["updated"]
-    assert updated(readme, json.loads(text)) == readme, "run: uv run experiments/ledger.py"
+    updated = runpy.run_path(str(ROOT / "studies" / "ledger.py"))["updated"]
+    assert updated(readme, json.loads(text)) == readme, "run: uv run studies/ledger.py"
     assert updated(readme, json.loads(text.replace("holds as corrected", "holds", 1))) != readme
 
 
 def test_budgets_in_the_readme_are_those_in_results():
-    """The table of results/budgets.json, as experiments/budgets.py prints it. Control: another figure."""
+    """The table of results/budgets.json, as studies/budgets.py prints it. Control: another figure."""
     readme, text = (ROOT / "README.md").read_text(), (ROOT / "results" / "budgets.json").read_text()
-    table = runpy.run_path(str(ROOT / "experiments" / "budgets.py"))["table"]
+    table = runpy.run_path(str(ROOT / "studies" / "budgets.py"))["table"]
     assert table(json.loads(text)) in readme
     assert table(json.loads(text.replace('"reached": 10', '"reached": 9', 1))) not in readme

@@ -16,7 +16,7 @@ from rliable import library, metrics
 from conftest import ROOT, check
 from test_runs import BROKEN, CLUSTER, outcome, rows
 
-sys.path.insert(0, str(ROOT / "experiments"))
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "studies")]
 import critics
 import ctrpo
 import exclusion
@@ -210,7 +210,7 @@ def test_a_cluster_forgets_a_sweep_that_is_killed(undisturbed, tmp_path):
 def test_action_noise_replaces_actions(undisturbed, tmp_path):
     """evaluate.py: if all actions are replaced, the sampled policy and the most likely actions do the same;
     if none are, they differ. Means over runs are those of the runs' means, and the curves are drawn."""
-    command = [sys.executable, ROOT / "experiments" / "evaluate.py", *(undisturbed / run for run in RUNS[:2]),
+    command = [sys.executable, ROOT / "tools" / "evaluate.py", *(undisturbed / run for run in RUNS[:2]),
                "--episodes=20", "--workers=1", "--action-noise", "0", "1", "--figure=curves.png",
                "--output=judged.json"]
     done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
@@ -646,9 +646,9 @@ def test_results_in_this_repository_can_be_reported(tmp_path, capsys):
 
 
 def test_results_in_the_readme_are_those_in_results():
-    """What experiments/table.py would write is what is there. Control: seeds of another task are refused."""
+    """What studies/table.py would write is what is there. Control: seeds of another task are refused."""
     readme = (ROOT / "README.md").read_text()
-    assert replaced(readme, *table.COMMENTS, table.table()) == readme, "run: uv run experiments/table.py"
+    assert replaced(readme, *table.COMMENTS, table.table()) == readme, "run: uv run studies/table.py"
     with pytest.raises(AssertionError, match="SafetyAntVelocity-v1 only"):
         table.cells(ROOT / "results" / "hopper", "ctrpo", "SafetyAntVelocity-v1")
 
@@ -659,7 +659,7 @@ def test_tables_in_the_readme_are_what_its_commands_print(tmp_path, monkeypatch,
     monkeypatch.chdir(ROOT)
     readme = (ROOT / "README.md").read_text()
     one_line = readme.replace("\\\n", "")
-    commands = re.findall(r"^uv run experiments/(published|margins)\.py (.*)$", one_line, re.M)
+    commands = re.findall(r"^uv run studies/(published|margins)\.py (.*)$", one_line, re.M)
     scripts = {"published": published, "margins": margins}
     assert sorted(name for name, _ in commands) == ["margins", *3 * ["published"]]
     for name, rest in commands:

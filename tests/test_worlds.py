@@ -228,11 +228,11 @@ def test_sampled_gradients_are_the_exact_ones(name):
 
 
 def test_error_of_a_sampled_gradient_follows_the_noise_law():
-    """Two states, uniform policy, episodes sampled and estimated as in training (experiments/noise.py). With
+    """Two states, uniform policy, episodes sampled and estimated as in training (studies/noise.py). With
     512 episodes of 60 steps the noise scales n* are the golden ones (THEORY, E), within 15%. With 4,096 that
     end at random, batches of 64 have the root mean square error sqrt(n* / n), within 20%, and get a share 1 /
     sqrt(1 + n* / n) of the best cost decrease, within .06. Control: n* of another baseline is off."""
-    sys.path.append(str(ROOT / "experiments"))
+    sys.path.append(str(ROOT / "studies"))
     import noise
     fixed, case = noise.Case("TwoState-v0", 0, 512, length=60), noise.Case("TwoState-v0", 0, 4096)
     for baseline, golden in (("mc", 4.4), ("time", 0.6), ("value", 0.5)):
