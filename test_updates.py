@@ -10,11 +10,14 @@
 # ///
 """The theorems behind the scripts, tested on what ships: name = statement, docstring = assumptions.
 
-Run `uv run test_updates.py` (options are pytest's: `-k budget`, `-x`, ...) or `pytest test_updates.py`. The
-summary ends with one line per figure: the worst one met and the bound it had to keep. A `<=` is a guarantee
-or an identity; a `>=` is a count, or a negative control: a case outside the assumptions, where the guarantee
-visibly fails. Then comes the ledger, a row for each statement of the papers: which holds, and on what. Long
-sweeps are skipped unless asked for: `-m slow` runs those alone, and `-m "slow or not slow"` everything.
+Here stand the statements on SB-TRPO's update and the headline statement of C-TRPO and of sTRPO; tests/ has
+all others: networks, bounds, worlds, ctrpo, strpo, and what runs survive. `uv run test_updates.py` runs
+everything (options are pytest's: `-k budget`, `-x`, ...), `pytest test_updates.py` this page. The summary
+ends with one line per figure: the worst one met and the bound it had to keep. A `<=` is a guarantee or an
+identity; a `>=` is a count, or a negative control: a case outside the assumptions, where the guarantee
+visibly fails. Then comes the ledger (tests/conftest.py), a row for each statement of the papers: which holds,
+and on what. Rows have names such as B2; a section and a docstring name theirs. Long sweeps are skipped unless
+asked for: `-m slow` runs those alone, and `-m "slow or not slow"` everything.
 
 g is a gradient and x = F^-1 g its natural direction; q = g_r.x_r, r = g_r.x_c, s = g_c.x_c, and
 rho = r / sqrt(q s). The greatest linear change that a trust region of radius delta allows is sqrt(2 delta q)
@@ -53,7 +56,7 @@ def tables(pytestconfig):
         pytestconfig.pluginmanager.register(conftest)
 
 
-# ----------------------------------------------------------------------------- the update, in any metric (A1)
+# -------------------------------------------------------------------- SB-TRPO: the update, in any metric (A1)
 
 
 def test_mu_is_the_smallest_feasible_weight():
@@ -144,17 +147,17 @@ def test_optimal_step_is_certified_by_its_dual():
 
 
 def test_optimal_step_beats_the_convex_combination():
-    """Same problem, larger feasible set: never less reward. Printed table at beta = .75; rewards in sqrt(2
-    delta q)."""
+    """Same problem, larger feasible set: never less reward. At beta = .75 rewards in sqrt(2 delta q) of both,
+    and the share of delta that the first uses, are those of an independent program."""
     table = {-0.5: (0.75, 0.948, 0.75), -0.25: (0.50, 0.828, 0.667), 0: (0.25, 0.661, 0.625),
              0.25: (0, 0.453, 0.60), 0.5: (-0.25, 0.198, 0.583)}
     worst, unit = 0.0, math.sqrt(2 * 0.01)
-    for rho, printed in table.items():
+    for rho, known in table.items():
         _, convex = safety_biased_step(*plane(rho), 0.01, 0.75)
         _, optimal = optimal_safety_biased_step(*plane(rho), 0.01, 0.75)
         measured = convex["reward_change"] / unit, optimal["reward_change"] / unit, convex["kl"] / 0.01
-        worst = max(worst, np.abs(np.subtract(measured, printed)).max())
-    check("printed table of both updates at beta = .75 (3 digits)", worst, at_most=5.1e-4)
+        worst = max(worst, np.abs(np.subtract(measured, known)).max())
+    check("table of both updates at beta = .75 (3 digits)", worst, at_most=5.1e-4)
     behind = 0.0
     for rho in np.linspace(-0.999, 0.999, 201):
         for beta in (0.1, 0.5, 0.75, 0.9, 1.0):
@@ -166,7 +169,7 @@ def test_optimal_step_beats_the_convex_combination():
 
 @pytest.mark.parametrize("update", [safety_biased_step, optimal_safety_biased_step])
 def test_every_degenerate_row_is_finite(update):
-    """The table of A1: zero gradients, parallel, antiparallel, beta = 1; in the plane, delta = .01."""
+    """Zero gradients, parallel, antiparallel, beta = 1; in the plane, delta = .01. No warning on the way."""
     e, zero, beta = np.array([1.0, 0]), np.zeros(2), 0.75
     unit, convex = math.sqrt(0.02), update is safety_biased_step
     rows = [("g_c = 0: the reward step", (e, e, zero, zero, 0.01, beta), unit * e),
@@ -196,11 +199,11 @@ def test_full_bias_and_orthogonal_gradients_gain_nothing():
 
 @slow
 def test_share_of_reward_that_the_convex_combination_leaves():
-    """Random isotropic gradients: mean reward of the convex combination over that of the optimum (2
-    digits)."""
+    """Random isotropic gradients: mean reward of the convex combination over that of the optimum. An
+    independent program gave the ratios, to two digits."""
     rng, worst = np.random.default_rng(4), 0.0
-    printed = {0.6: (0.59, 0.53, 0.50), 0.75: (0.48, 0.40, 0.38), 0.9: (0.34, 0.25, 0.23)}
-    for beta, ratios in printed.items():
+    known = {0.6: (0.59, 0.53, 0.50), 0.75: (0.48, 0.40, 0.38), 0.9: (0.34, 0.25, 0.23)}
+    for beta, ratios in known.items():
         for n, ratio in zip((2, 10, 75), ratios, strict=True):
             gains = np.zeros(2)
             for g_r, g_c in rng.normal(size=(10_000, 2, n)):
@@ -251,7 +254,7 @@ def test_budget_is_honoured_to_first_order(problem, beta, excess):
         check("budget: KL / delta - 1", step @ F @ step / 2 / delta - 1, at_most=1e-9)
 
 
-# ------------------------------------------------------------- theorems of the paper on exact worlds (B2, B3)
+# ------------------------------ SB-TRPO: what an update does to cost and reward, on exact worlds (B2, B3, C1)
 
 
 def test_cost_falls_wherever_its_gradient_is_not_zero():
@@ -383,7 +386,7 @@ def test_exact_divergence_never_leaves_the_safe_set(barrier):
         check(f"  control: {name}, {barrier}: J_c - b [delta]", over[exact] / 0.1, at_least=0.1)
 
 
-# ---------------------------------------------------------------- sTRPO: the step, and Theorem 1(i) (A3, B15)
+# -------------------------------------------------------------------- sTRPO: the step, and Theorem 1(i) (B15)
 
 
 def test_theorem_1_i_the_step_keeps_the_trust_region():

@@ -13,7 +13,7 @@ from ctrpo import barrier_divergence, barrier_step
 from sbtrpo import safety_biased_step
 from tabular_cmdp import TabularCMDP, garnet, hazard_grid, log_policy, two_state
 
-IDENTITY, GOLDEN, LP = 1e-10, 1e-9, 1e-8  # tolerances: float64 identities, printed figures, linear programs
+IDENTITY, GOLDEN, LP = 1e-10, 1e-9, 1e-8  # tolerances: float64 identities, golden figures, linear programs
 
 optimal_safety_biased_step = functools.partial(safety_biased_step, update="optimal")
 

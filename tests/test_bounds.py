@@ -19,7 +19,7 @@ from sbtrpo import safety_biased_step
 from tabular_cmdp import TabularCMDP, cpo_step, hazard_grid, log_policy, trpo_step, two_state
 
 
-# --------------------------------------------- theorems of the paper on exact worlds (B1-B3, orders of error)
+# ---------------------------------------------- the idealised update (B1), and the orders of the local models
 
 
 def policies_in_reach(world, old, delta, angles, shares):
@@ -176,19 +176,20 @@ def test_orders_of_the_local_models():
         check(f"{name} model: |observed order - {order}|", abs(np.median(orders[name]) - order), at_most=0.15)
 
 
-# ---------------------------------------------------------------------------------- whole exact runs (D2, D3)
+# ------------------------------------------------------------------------------------------- whole exact runs
 
 
 def test_safety_bias_ends_safe_and_productive_on_the_grid():
-    """Uniform start, delta = .01, budget 0; iterations are no more than printed in D2. The count depends on
-    how the vanishing cost gradient is treated; the end does not. Control: cost only is safe and useless."""
+    """Uniform start, delta = .01, budget 0; iterations are no more than an independent program needs.
+    The count depends on how the vanishing cost gradient is treated; the end does not. Control: cost only is
+    safe and useless."""
     world, best = hazard_grid("A"), hazard_grid("A").optimum().value
-    for name, update, beta, printed in (("convex .5", safety_biased_step, 0.5, 29),
-                                        ("convex .75", safety_biased_step, 0.75, 41),
-                                        ("convex .9", safety_biased_step, 0.9, 83),
-                                        ("optimal .75", optimal_safety_biased_step, 0.75, 20)):
+    for name, update, beta, known in (("convex .5", safety_biased_step, 0.5, 29),
+                                      ("convex .75", safety_biased_step, 0.75, 41),
+                                      ("convex .9", safety_biased_step, 0.9, 83),
+                                      ("optimal .75", optimal_safety_biased_step, 0.75, 20)):
         _, path = train_exactly(world, update, beta, 100, until=reached(world))
-        check(f"grid, {name}: iterations until 1e-3 from the optimum", len(path) - 1, at_most=printed)
+        check(f"grid, {name}: iterations until 1e-3 from the optimum", len(path) - 1, at_most=known)
     path = train_exactly(world, safety_biased_step, 0.75, 100)[1]
     check("grid, convex .75: gap to the optimum after 100 iterations", best - path[-1, 0], at_most=1e-6)
     check("grid, convex .75: cost after 100 iterations", path[-1, 1], at_most=1e-6)

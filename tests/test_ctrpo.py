@@ -72,7 +72,7 @@ def test_only_one_of_the_barriers_is_infinite_at_the_boundary():
 
 @both_barriers
 def test_every_degenerate_row_of_the_barrier_step_is_finite(barrier):
-    """The table of A2 in the plane, delta = .01, beta = .1: zero, orthogonal, parallel and antiparallel
+    """In the plane, delta = .01, beta = .1: zero, orthogonal, parallel and antiparallel
     gradients; and recovery, from whatever margin: the best cost step."""
     e, zero, unit, (g_r, _, g_c, _) = np.array([1.0, 0]), np.zeros(2), math.sqrt(0.02), plane(0.3)
     w = 0.1 * BARRIERS[barrier][2](0.05)
@@ -180,7 +180,7 @@ def test_limits_of_the_barrier_step(barrier):
     check("  control: cost change of the quadratic step there [margin]", quadratic / margin, at_least=2)
 
 
-# --------------------------------------------------- C-TRPO: surrogate, bounds and safety, exactly (B6-B8, D)
+# ------------------------------------------------------ C-TRPO: surrogate, bounds and safety, exactly (B6-B8)
 
 
 @both_barriers
@@ -485,7 +485,7 @@ def test_published_flow_code_is_not_the_flow():
         check(f"  ... by no more than, {vector} vector", max(left), at_most=0.02)
 
 
-# --------------------------------------------------------------------------- C-TRPO: whole exact runs (D1-D3)
+# ----------------------------------------------------------------------------------- C-TRPO: whole exact runs
 
 
 def iterations_to_optimum(barrier, beta, problems, most=150) -> list:
@@ -504,29 +504,29 @@ def run_problems() -> dict:
             "Garnets": [(world, None) for world in feasible[:20]]}
 
 
-@pytest.mark.parametrize("barrier, beta, two_states, random", [  # and the printed medians
+@pytest.mark.parametrize("barrier, beta, two_states, random", [  # and medians of another program
     ("log", 0.1, 19.5, 30), ("log", 1.0, 46.5, 50), ("xlogx", 10.0, 21, 32)])
 def test_constrained_runs_find_the_optimum(barrier, beta, two_states, random):
-    """D1, D3: two states from ten safe starts, and 20 Garnets from the uniform policy; delta = .01, h = .8.
-    Starts and Garnets are not those of the printed medians."""
-    for (name, problems), printed in zip(run_problems().items(), (two_states, random)):
+    """Two states from ten safe starts, and 20 Garnets from the uniform policy; delta = .01, h = .8. The
+    medians are those of an independent program, from other starts and on other Garnets."""
+    for (name, problems), known in zip(run_problems().items(), (two_states, random)):
         runs = iterations_to_optimum(barrier, beta, problems)
         name = f"{name}, {barrier}, beta = {beta:g}"
         check(f"{name}: runs that miss the optimum", np.isinf(runs).sum(), at_most=0)
-        check(f"{name}: |median iterations / printed - 1|", abs(np.median(runs) / printed - 1), at_most=0.15)
+        check(f"{name}: |median iterations / known - 1|", abs(np.median(runs) / known - 1), at_most=0.15)
 
 
 @slow
 def test_x_log_x_misses_the_optimum_if_beta_is_small():
-    """D1, D3: x log x with beta b / delta of 20 or less, where 4 of 10, none of 10, and 14 of 20 were
-    printed."""
+    """x log x with beta b / delta of 20 or less. An independent program, from other starts, reached the
+    optimum in 4 of 10 runs, in none of 10, and in 14 of 20."""
     for name, beta, most in (("two states", 1.0, 5), ("two states", 0.01, 0), ("Garnets", 1.0, 16)):
         runs = iterations_to_optimum("xlogx", beta, run_problems()[name])
         check(f"xlogx, {name}, beta = {beta:g}: runs that reach the optimum", np.isfinite(runs).sum(), most)
 
 
 def test_log_barrier_ends_at_the_optimum_of_two_states():
-    """D1, -log x, beta = .1, 60 iterations from ten safe starts. Control: x log x, beta = .01, from two."""
+    """-log x, beta = .1, 60 iterations from ten safe starts. Control: x log x, beta = .01, from two."""
     world, ends, over = two_state(), {}, {}
     for barrier, beta, starts in (("log", 0.1, 10), ("xlogx", 0.01, 2)):
         paths = [barrier_training(world, barrier, beta, 60, theta)[1] for theta in safe_starts()[:starts]]
@@ -555,7 +555,7 @@ def test_hysteresis_has_to_be_chosen():
 
 
 def test_x_log_x_jams_at_the_boundary():
-    """D2, grid, b = .1, beta = .1, delta = .01, uniform start, h = 1: Psi(m) = m is finite, so that once m <
+    """The grid, b = .1, beta = .1, delta = .01, uniform start, h = 1: Psi(m) = m is finite, so that once m <
     delta / beta the trust region contains the boundary; the iterates land there and stop, far from the
     optimum. -log x arrives. Control: beta b / delta = 100 instead of 1."""
     world = replace(hazard_grid("A"), limit=0.1)

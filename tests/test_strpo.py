@@ -20,7 +20,7 @@ from problems import (
 from tabular_cmdp import TabularCMDP, hazard_grid, log_policy, two_state
 
 
-# ------------------------------------------ sTRPO: the exclusion, its step, and Theorem 1 (A3, C2, C6, C8, E)
+# ------------------------------------------------- sTRPO: the exclusion, its step, and Theorem 1 (C2, C6, C8)
 
 sweep = pytest.mark.parametrize("n", [1000, pytest.param(10_000, marks=SLOW)])
 
@@ -252,10 +252,9 @@ def test_reverse_step_only_costs_reward():
 
 
 def test_weights_explode_where_states_of_the_unsafe_policy_do_not():
-    """E, exactly, on the grid: the variance of one sample of phi over |phi|^2, in the F^-1 metric, while the
+    """Exactly, on the grid: the variance of one sample of phi over |phi|^2, in the F^-1 metric, while the
     task policy takes cost steps away from the uniform policy: by importance weights, by the exact mean over
-    actions in its own states, and in those of the unsafe policy; clipping at 10 instead biases phi. Figures
-    of THEORY for these were of other policies."""
+    actions in its own states, and in those of the unsafe policy; clipping at 10 instead biases phi."""
     world, theta, ratios, bias = hazard_grid("A"), np.zeros((10, 5)), {}, {}
     unsafe = unsafe_policy()
     for k in range(7):
@@ -391,7 +390,7 @@ def test_joint_advantage_lemma_fails_as_printed_and_holds_corrected(n):
     check("  control: joint advantage without the change of states", -control.min(), at_least=1e-3)
 
 
-# --------------------------------------------------------- sTRPO: controller, critic, and exact runs (C7, D2)
+# ------------------------------------------------------------- sTRPO: controller, critic, and exact runs (C7)
 
 
 def test_pid_controller_has_units_bounds_and_memory():
@@ -546,7 +545,7 @@ def without_exclusion(g, x, phi, y, delta_1, demand):
 
 
 def test_exact_runs_on_the_grid():
-    """D2: uniform start, b = .02, 300 iterations, delta_1 = .01, delta_2 = 1e-4, floors of pi. Weak gains
+    """Uniform start, b = .02, 300 iterations, delta_1 = .01, delta_2 = 1e-4, floors of pi. Weak gains
     (.1, .01, .01) end at the optimum after 150 and more unsafe iterations, strong gains (5, .5, 1) after 55,
     and without the worst ones. The exclusion binds in 7 of 300 iterations at most: PID alone draws the same
     curve. lambda_2 = 1 is safe and useless."""
@@ -574,7 +573,7 @@ def test_exact_runs_on_the_grid():
           min(1000 * np.divide(strpo.Config().pid, strong)), at_least=1)
 
 
-# -------------------------------------------------------------- sTRPO: update and estimators, sampled (C2, E)
+# ----------------------------------------------------------------- sTRPO: update and estimators, sampled (C2)
 
 
 @pytest.mark.parametrize("estimator", ["weights", "rollouts"])

@@ -1,4 +1,7 @@
-"""The exact world: its identities, its golden figures, and its episodes as an environment's."""
+"""The exact world: its identities, its golden figures, and its episodes as an environment's.
+
+Golden figures come from a program that shares no line with this project; they are met to the digits given.
+"""
 import math
 import sys
 import warnings
@@ -20,7 +23,7 @@ from sbtrpo import safety_biased_step
 from tabular_cmdp import hazard_grid, two_state
 
 
-# ------------------------------------------------------------------------ the exact world (THEORY, section 0)
+# -------------------------------------------------------------------------------------------- the exact world
 
 
 def test_policy_gradient_theorem():
@@ -113,11 +116,11 @@ def test_impossible_budget_is_refused():
         two_state().optimum(limit=0.001)
 
 
-# ------------------------------------------------------------------------ golden figures (THEORY, D1, D2, D3)
+# --------------------------------------------------------------------------------------------- golden figures
 
 
 def test_golden_two_state():
-    """D1: uniform policy, delta = .01, beta = .75."""
+    """Uniform policy, delta = .01, beta = .75."""
     world, theta = two_state(), np.zeros((2, 2))
     g_r, x_r, g_c, x_c = vectors = first_order(world, theta)
     _, _, rho = units(*vectors, 0.01)
@@ -136,7 +139,7 @@ def test_golden_two_state():
 
 
 def test_golden_linear_programs():
-    """D1-D3, printed to 8 digits or more; shorter ones to what is printed."""
+    """Best values, policies and duals of the hand-made worlds and of three Garnets, to 7 digits or more."""
     small, grid = two_state(), hazard_grid("A")
     eight = [(small.optimum().value, 1.1031903190), (grid.optimum(0.0).value, 0.1018665597)]
     limits, values = (0.41341171, 0.27318384, 0.28989998), (0.80804180, 0.66175821, 0.67418455)
@@ -153,7 +156,7 @@ def test_golden_linear_programs():
 
 
 def test_golden_uniform_policies():
-    """D2, D3 at theta = 0."""
+    """Rewards and costs at theta = 0."""
     grid = hazard_grid("A")
     theta = np.zeros(grid.r.shape)
     worst = max(abs(w.J(np.zeros(w.r.shape), w.r) - J) for w, J in
@@ -229,7 +232,7 @@ def test_sampled_gradients_are_the_exact_ones(name):
 
 def test_error_of_a_sampled_gradient_follows_the_noise_law():
     """Two states, uniform policy, episodes sampled and estimated as in training (studies/noise.py). With
-    512 episodes of 60 steps the noise scales n* are the golden ones (THEORY, E), within 15%. With 4,096 that
+    512 episodes of 60 steps the noise scales n* are the golden ones, within 15%. With 4,096 that
     end at random, batches of 64 have the root mean square error sqrt(n* / n), within 20%, and get a share 1 /
     sqrt(1 + n* / n) of the best cost decrease, within .06. Control: n* of another baseline is off."""
     sys.path.append(str(ROOT / "studies"))
