@@ -29,6 +29,11 @@ def slow(test):
     return SLOW[0](SLOW[1](test))
 
 
+def pages() -> str:
+    """README.md and docs/*.md, which show tables and commands: in which of them is free."""
+    return "".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
+
+
 # --------------------------------------------------------------------------- the ledger: what becomes of each
 
 LEDGER = """

@@ -1,9 +1,9 @@
-"""The ledger says what was measured, and results/ and README say what the ledger says."""
+"""The ledger says what was measured; results/ and the pages say what the ledger says."""
 import json
 import math
 import runpy
 
-from conftest import LEDGER, ROOT, Record, save_ledger, verdict
+from conftest import LEDGER, ROOT, Record, pages, save_ledger, verdict
 
 
 # ------------------------------------------------------------------------------------- the ledger, as written
@@ -47,17 +47,9 @@ def test_ledger_in_results_has_the_rows_and_verdicts_of_this_file():
     assert found == [(row, *columns) for row, columns in LEDGER.items()]
 
 
-def test_ledger_in_the_readme_is_the_one_in_results():
+def test_ledger_in_the_pages_is_the_one_in_results():
     """What studies/ledger.py would write is what is there. Control: another verdict would change it."""
-    readme, text = (ROOT / "README.md").read_text(), (ROOT / "results" / "ledger.json").read_text()
+    text, saved = pages(), (ROOT / "results" / "ledger.json").read_text()
     updated = runpy.run_path(str(ROOT / "studies" / "ledger.py"))["updated"]
-    assert updated(readme, json.loads(text)) == readme, "run: uv run studies/ledger.py"
-    assert updated(readme, json.loads(text.replace("holds as corrected", "holds", 1))) != readme
-
-
-def test_budgets_in_the_readme_are_those_in_results():
-    """The table of results/budgets.json, as studies/budgets.py prints it. Control: another figure."""
-    readme, text = (ROOT / "README.md").read_text(), (ROOT / "results" / "budgets.json").read_text()
-    table = runpy.run_path(str(ROOT / "studies" / "budgets.py"))["table"]
-    assert table(json.loads(text)) in readme
-    assert table(json.loads(text.replace('"reached": 10', '"reached": 9', 1))) not in readme
+    assert updated(text, json.loads(saved)) == text, "run: uv run studies/ledger.py"
+    assert updated(text, json.loads(saved.replace("holds as corrected", "holds", 1))) != text
