@@ -2,8 +2,9 @@
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                 "autograd==1.8.0", "matplotlib==3.10.8", "tqdm==4.67.1", "scipy==1.15.3",
-#                 "pytest==9.2.0", "hypothesis==6.168.5", "distributed==2026.8.0", "rliable==1.2.0",
-#                 "pandas==2.3.3", "dask-jobqueue==0.9.0", "tomli==2.5.0; python_version < '3.11'"]
+#                 "pytest==9.2.0", "pytest-xdist==3.8.0", "hypothesis==6.168.5",
+#                 "distributed==2026.8.0", "rliable==1.2.0", "pandas==2.3.3", "dask-jobqueue==0.9.0",
+#                 "tomli==2.5.0; python_version < '3.11'"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
@@ -52,8 +53,7 @@ from tabular_cmdp import hazard_grid, two_state
 @pytest.fixture(scope="session", autouse=True)
 def tables(pytestconfig):
     """The tables at the end, also where pytest is given this file alone, without tests/conftest.py."""
-    if not pytestconfig.pluginmanager.is_registered(conftest):
-        pytestconfig.pluginmanager.register(conftest)
+    conftest.pytest_configure(pytestconfig)
 
 
 # -------------------------------------------------------------------- SB-TRPO: the update, in any metric (A1)
@@ -445,10 +445,12 @@ def test_exclusion_step_solves_its_problem_in_every_metric_and_scale(problem, f,
 
 
 def main() -> int:
-    """Runs pytest on this file and on all of tests/; arguments are pytest's."""
+    """Runs pytest on this file and on all of tests/: everything in two processes, each file in one of them.
+    With options, which are pytest's, in one process."""
     options = ["-q", "-p", "no:cacheprovider",
                "-W", "ignore::pytest.PytestAssertRewriteWarning"]  # this file has imported hypothesis already
-    return pytest.main([__file__, str(ROOT / "tests"), *options, *sys.argv[1:]])
+    options += sys.argv[1:] or ["-n", "2", "--dist", "loadfile"]
+    return pytest.main([__file__, str(ROOT / "tests"), *options])
 
 
 if __name__ == "__main__":

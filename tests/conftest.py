@@ -16,7 +16,8 @@ import pytest
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
-RECORDS = {}  # name of a figure -> Record
+RECORDS = {}  # name of a figure -> Record, of all tests so far
+OF_THIS_TEST = {}  # the same, of the test that runs
 
 with warnings.catch_warnings():  # without a configuration file, plain pytest does not know the mark
     warnings.simplefilter("ignore")
@@ -186,21 +187,29 @@ class Record(NamedTuple):
     supports: str = ""
     refutes: str = ""
     cases: int = 0
+    place: tuple[str, int] = ("", 0)  # file and line of the test that comes first
 
     def holds(self) -> bool:
         return self.worst <= self.bound if self.sign == "<=" else self.worst >= self.bound
+
+
+def add(records: dict, figure: str, record: Record) -> None:
+    """Of a figure that is there already, the worse one is kept (NaN is the worst), and cases add up."""
+    before = records.get(figure, record._replace(cases=0))
+    worse = max if record.sign == "<=" else min
+    worst = record.worst if math.isnan(record.worst) else worse(before.worst, record.worst)
+    records[figure] = record._replace(worst=worst, cases=before.cases + record.cases,
+                                      place=min(before.place, record.place))
 
 
 def check(figure: str, worst: float, at_most: float | None = None, at_least: float | None = None,
           supports: str = "", refutes: str = "", cases: int = 0) -> None:
     """Records the figure for the closing tables, then asserts the bound (NaN fails). It may speak for or
     against a row of the ledger, as the worst of so many cases that no other figure of the row has counted."""
-    sign, bound, worse = ("<=", at_most, max) if at_least is None else (">=", at_least, min)
-    record = Record(float(worst), sign, bound, supports, refutes, int(cases))
+    sign, bound = ("<=", at_most) if at_least is None else (">=", at_least)
+    record = Record(float(worst), sign, float(bound), supports, refutes, int(cases))
     assert {supports, refutes} <= {*LEDGER, ""}
-    before = RECORDS.get(figure, record._replace(cases=0))
-    overall = record.worst if math.isnan(record.worst) else worse(before.worst, record.worst)
-    RECORDS[figure] = record._replace(worst=overall, cases=before.cases + record.cases)
+    add(OF_THIS_TEST, figure, record)
     assert record.holds(), f"{figure}: {worst:.3g}, not {sign} {bound:.3g}"
 
 
@@ -241,32 +250,56 @@ def save_ledger(rows: list[dict], path: Path) -> None:
         path.write_text(json.dumps(rows, indent=1) + "\n")
 
 
+class Tables:
+    """Gathers figures by the reports of tests, which also come from other processes (pytest -n 2). Prints
+    them and the ledger after pytest's own summary and before its closing line, and saves the ledger of a
+    whole run in which nothing failed, but for the tests that compare the saved one with this file."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, call):
+        report = yield
+        if call.when == "call":
+            report.user_properties += [("figure", [name, *each]) for name, each in OF_THIS_TEST.items()]
+            OF_THIS_TEST.clear()
+        return report
+
+    def pytest_runtest_logreport(self, report):
+        place = report.location[0], report.location[1] or 0
+        for kind, value in report.user_properties if report.when == "call" else ():
+            if kind == "figure":
+                name, *fields = value
+                add(RECORDS, name, Record(*fields)._replace(place=place))
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(self, terminalreporter, exitstatus, config):
+        yield
+        if not RECORDS:
+            return
+        in_order = sorted(RECORDS.items(), key=lambda item: item[1].place)  # of the pages, whoever was first
+        RECORDS.clear()
+        RECORDS.update(in_order)
+        write, stats, rows = terminalreporter.write_line, terminalreporter.stats, ledger()
+        terminalreporter.section("figure, worst met, bound")
+        for figure, record in RECORDS.items():
+            mark = "" if record.holds() else "  FAILED"
+            write(f"{figure:<84} {record.worst:>10.2e} {record.sign} {record.bound:.2e}{mark}")
+        terminalreporter.section(f"the ledger: {len(rows)} of {len(LEDGER)} statements")
+        for row in rows:
+            write(f"{row['row']:<13} {row['source']}: {row['statement']}")
+            write(f"{'':<13} {row['verdict']}; {row['cases']:,} cases: {row['tried_on']}")
+            for each in row["figures"]:
+                write(f"{'':<13} {each['worst']:.1e} {each['sign']} {each['bound']:.1e}  {each['figure']}")
+        failed = [r for kind in ("failed", "error") for r in stats.get(kind, [])
+                  if "::test_ledger_" not in r.nodeid]
+        option = config.option
+        chosen = option.keyword or option.markexpr or option.deselect or any("::" in x for x in config.args)
+        verdicts = {row["row"]: row["verdict"] for row in rows}
+        if (exitstatus in (0, 1) and not (failed or chosen)
+                and verdicts == {row: columns[1] for row, columns in LEDGER.items()}):
+            save_ledger(rows, ROOT / "results" / "ledger.json")
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: long sweeps, skipped without -m slow")
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_terminal_summary(terminalreporter, exitstatus, config):
-    """Prints figures and ledger after pytest's own summary and before its closing line, and saves the ledger
-    of a whole run in which nothing failed, but for the tests that compare the saved one with this file."""
-    yield
-    if not RECORDS:
-        return
-    write, stats, rows = terminalreporter.write_line, terminalreporter.stats, ledger()
-    terminalreporter.section("figure, worst met, bound")
-    for figure, record in RECORDS.items():
-        mark = "" if record.holds() else "  FAILED"
-        write(f"{figure:<84} {record.worst:>10.2e} {record.sign} {record.bound:.2e}{mark}")
-    terminalreporter.section(f"the ledger: {len(rows)} of {len(LEDGER)} statements")
-    for row in rows:
-        write(f"{row['row']:<13} {row['source']}: {row['statement']}")
-        write(f"{'':<13} {row['verdict']}; {row['cases']:,} cases: {row['tried_on']}")
-        for each in row["figures"]:
-            write(f"{'':<13} {each['worst']:.1e} {each['sign']} {each['bound']:.1e}  {each['figure']}")
-    failed = [r for kind in ("failed", "error") for r in stats.get(kind, [])
-              if "::test_ledger_" not in r.nodeid]
-    chosen = config.option.keyword or config.option.markexpr or any("::" in each for each in config.args)
-    verdicts = {row["row"]: row["verdict"] for row in rows}
-    if (exitstatus in (0, 1) and not (failed or chosen or stats.get("deselected"))
-            and verdicts == {row: columns[1] for row, columns in LEDGER.items()}):
-        save_ledger(rows, ROOT / "results" / "ledger.json")
+    if not config.pluginmanager.has_plugin("tables"):
+        config.pluginmanager.register(Tables(), "tables")
