@@ -59,6 +59,12 @@ B5 CPO 2 | CPO, Proposition 2 | holds
 A1 | SB-TRPO, Eq. 4 | holds
     mu = max(0, (beta + rho) / (1 + rho)) is the least weight that keeps beta of the best cost decrease
     random metrics, beta .05 to 1, against a search in steps of 1e-4; without the paper's kappa
+A1 kappa printed | SB-TRPO, Eq. 4 with kappa | fails as printed
+    with kappa added to the denominator of mu the step keeps beta of the best cost decrease
+    a run on the grid, beta .75, kappa 1e-8 to 1e-4; summaries name kappa, but not its place
+A1 kappa corrected | SB-TRPO, Eq. 4 with kappa | holds as corrected
+    it misses the share k (beta + rho) / (1 + rho + k), k = kappa over the best decrease: kappa at most
+    random metrics, beta .05 to 1, kappa 1e-10 to 1e-3, cost gradients of order 1e-8 to 1
 A1 optimal | beyond SB-TRPO, --update optimal | holds
     k step_r + (beta + k rho) step_c, k^2 = (1 - beta^2) / (1 - rho^2), is the best of all steps that keep it
     random metrics, beta .05 to .99; certified by the dual
@@ -285,10 +291,10 @@ class Tables:
             write(f"{figure:<84} {record.worst:>10.2e} {record.sign} {record.bound:.2e}{mark}")
         terminalreporter.section(f"the ledger: {len(rows)} of {len(LEDGER)} statements")
         for row in rows:
-            write(f"{row['row']:<13} {row['source']}: {row['statement']}")
-            write(f"{'':<13} {row['verdict']}; {row['cases']:,} cases: {row['tried_on']}")
+            write(f"{row['row']:<18} {row['source']}: {row['statement']}")
+            write(f"{'':<18} {row['verdict']}; {row['cases']:,} cases: {row['tried_on']}")
             for each in row["figures"]:
-                write(f"{'':<13} {each['worst']:.1e} {each['sign']} {each['bound']:.1e}  {each['figure']}")
+                write(f"{'':<18} {each['worst']:.1e} {each['sign']} {each['bound']:.1e}  {each['figure']}")
         failed = [r for kind in ("failed", "error") for r in stats.get(kind, [])
                   if "::test_ledger_" not in r.nodeid]
         option = config.option

@@ -176,6 +176,53 @@ def test_orders_of_the_local_models():
         check(f"{name} model: |observed order - {order}|", abs(np.median(orders[name]) - order), at_most=0.15)
 
 
+# -------------------------------------------------------------------- what the paper adds to Eq. 4, and leaves out of it (A1)
+
+
+def guarded_step(g_r, x_r, g_c, x_c, delta, beta, kappa):
+    """The paper's Eq. 4, kappa in the denominator, on the shipped step_r and step_c."""
+    step_r, _ = safety_biased_step(g_r, x_r, 0 * g_c, 0 * x_c, delta, beta)
+    step_c, _ = safety_biased_step(0 * g_r, 0 * x_r, g_c, x_c, delta, beta)
+    needed, difference = g_c @ step_r - beta * (g_c @ step_c), g_c @ (step_r - step_c)
+    mu = min(1, max(0, needed / (difference + kappa)))
+    return (1 - mu) * step_r + mu * step_c
+
+
+def test_kappa_in_the_denominator_costs_a_share_of_the_decrease():
+    """With k = kappa / best decrease, mu = (beta + rho) / (1 + rho + k), so that the step misses the share k
+    (beta + rho) / (1 + rho + k) of the best decrease: kappa at most, but all that step_r does not do by
+    itself as the gradient vanishes. Along a run of the shipped step on the grid, beta = .75, it grows as the
+    cost goes. Control: the shipped step, without kappa, misses nothing."""
+    rng, delta, law, beyond, control, tried = np.random.default_rng(92), 0.01, 0.0, -np.inf, 0.0, 0
+    for _ in range(1000):
+        _, (g_r, x_r, g_c, x_c) = random_problem(rng)
+        beta, scale, kappa = rng.uniform(0.05, 1), 10 ** rng.uniform(-8, 0), 10 ** rng.uniform(-10, -3)
+        vectors = g_r, x_r, scale * g_c, scale * x_c
+        _, best, rho = units(*vectors, delta)
+        if rho > -beta:
+            missed = beta + vectors[2] @ guarded_step(*vectors, delta, beta, kappa) / best
+            k, tried = kappa / best, tried + 1
+            law = max(law, abs(missed - k * (beta + rho) / (1 + rho + k)))
+            beyond = max(beyond, missed / k - 1)
+    row = "A1 kappa corrected"
+    check("kappa: share missed - k (beta + rho) / (1 + rho + k)", law, 1e-9, supports=row, cases=tried)
+    check("kappa: decrease missed over kappa, less 1", beyond, at_most=1e-6, supports=row)
+    world, theta, steps = hazard_grid("A"), np.zeros((10, 5)), 0
+    missed = {1e-8: 0.0, 1e-6: 0.0, 1e-4: 0.0}
+    while (vectors := first_order(world, theta))[2].any():
+        best = units(*vectors, delta)[1]
+        for kappa in missed:
+            share = 0.75 + vectors[2] @ guarded_step(*vectors, delta, 0.75, kappa) / best
+            missed[kappa] = max(missed[kappa], share)
+        control = max(control, 0.75 + vectors[2] @ safety_biased_step(*vectors, delta, 0.75)[0] / best)
+        theta, _ = train_exactly(world, safety_biased_step, 0.75, 1, theta=theta)
+        steps += 1
+    for (kappa, share), least in zip(missed.items(), (1e-3, 0.1, 0.7)):
+        check(f"erratum: share of the best decrease missed on the grid, kappa = {kappa:.0e}", share,
+              at_least=least, refutes="A1 kappa printed", cases=steps)
+    check("  control: missed without kappa", control, at_most=1e-9)
+
+
 # ------------------------------------------------------------------------------------------- whole exact runs
 
 
