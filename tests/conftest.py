@@ -68,6 +68,12 @@ A1 kappa corrected | SB-TRPO, Eq. 4 with kappa | holds as corrected
 A1 optimal | beyond SB-TRPO, --update optimal | holds
     k step_r + (beta + k rho) step_c, k^2 = (1 - beta^2) / (1 - rho^2), is the best of all steps that keep it
     random metrics, beta .05 to .99; certified by the dual
+A1 CPO printed | SB-TRPO, beta = 1 | fails as printed
+    with beta = 1 the step is CPO's
+    random metrics, excess J_c - b from -.5 to 1 of the best decrease; a run on the grid, b = 0
+A1 CPO corrected | SB-TRPO, beta = 1 | holds as corrected
+    it is where the excess is out of reach; else they are sqrt(2 - 2 max(f, -rho)) radii apart
+    the same; f is the excess over the best decrease, and out of reach from 1 on
 B1 | SB-TRPO, Lemma 4.1 (wording of a summary) | holds
     the idealised update raises J_r where aligned, ends at the least J_c; --update optimal nears it
     brute force, two states, mean KL; that J_c never rises is its constraint, holds by construction

@@ -223,6 +223,49 @@ def test_kappa_in_the_denominator_costs_a_share_of_the_decrease():
     check("  control: missed without kappa", control, at_most=1e-9)
 
 
+def test_full_bias_is_cpo_only_where_the_excess_is_out_of_reach():
+    """beta = 1, rho > -1: the shipped step is step_c, and so is CPO's recovery, where J_c - b >= sqrt(2 delta
+    s). Elsewhere CPO takes as much cost as it may: the cosine of its step and step_c is max(f, -rho), f the
+    excess over sqrt(2 delta s). On the grid, b = 0, two runs are equal until f < 1, and then CPO's earns
+    more."""
+    rng, delta, equal, apart, lengths, reached = np.random.default_rng(90), 0.01, 0.0, 0.0, [], 0
+    for _ in range(1000):
+        F, vectors = random_problem(rng)
+        f, (_, best, rho) = rng.uniform(-0.5, 2), units(*vectors, delta)
+        step, info = cpo_step(*vectors, delta, f * best)
+        difference = step - safety_biased_step(*vectors, delta, 1.0)[0]
+        length = math.sqrt(difference @ F @ difference / 2 / delta)
+        assert info["feasible"] == (f < 1)
+        if f >= 1:
+            equal, reached = max(equal, length), reached + 1
+        else:
+            apart = max(apart, abs(length - math.sqrt(2 - 2 * max(f, -rho))))
+            lengths.append(length)
+    row = "A1 CPO corrected"
+    check("beta = 1, out of reach: step - CPO's [radius]", equal, at_most=1e-9, supports=row, cases=reached)
+    check("beta = 1, within reach: distance of the steps - closed form [radius]", apart, at_most=1e-6,
+          supports=row, cases=len(lengths))
+    check("erratum: beta = 1, within reach: distance of the steps, median [radius]", np.median(lengths),
+          at_least=0.5, refutes="A1 CPO printed", cases=len(lengths))
+
+    def cpo(*arguments):
+        *vectors, radius, _, excess = arguments
+        return cpo_step(*vectors, radius, excess)
+
+    world = hazard_grid("A")
+    ours = train_exactly(world, safety_biased_step, 1.0, 16)[1]
+    theirs = train_exactly(world, cpo, 1.0, 16, limit=0.0)[1]
+    theta, reach = np.zeros((10, 5)), 0  # updates until the excess comes into reach
+    while world.J(theta, world.c) >= units(*first_order(world, theta), delta)[1]:
+        theta, _ = train_exactly(world, safety_biased_step, 1.0, 1, theta=theta)
+        reach += 1
+    check("beta = 1, grid: updates until the excess comes into reach", reach, at_least=3)
+    check("beta = 1, grid: run - CPO's until then", np.abs(ours - theirs)[: reach + 1].max(), at_most=1e-12,
+          supports=row, cases=reach)
+    check("erratum: beta = 1, grid: reward by which CPO's run leads", (theirs - ours)[:, 0].max(),
+          at_least=0.03, refutes="A1 CPO printed")
+
+
 # ------------------------------------------------------------------------------------------- whole exact runs
 
 
