@@ -77,6 +77,12 @@ A1 CPO corrected | SB-TRPO, beta = 1 | holds as corrected
 B1 | SB-TRPO, Lemma 4.1 (wording of a summary) | holds
     the idealised update raises J_r where aligned, ends at the least J_c; --update optimal nears it
     brute force, two states, mean KL; that J_c never rises is its constraint, holds by construction
+B1 rest printed | SB-TRPO, Lemma 4.1(3), shipped step | fails as printed
+    where it comes to rest, no policy of the ball costs less, nor earns more at equal cost
+    whole runs in double precision, two states and sparse Garnets, beta .25 and .75, both updates
+B1 rest corrected | SB-TRPO, Lemma 4.1(3), shipped step | holds as corrected
+    so it is, of all policies even, where no action has A_c < 0; elsewhere such an action has died out
+    the same; the best of all policies by linear program
 B2 | SB-TRPO, Theorem 4.2(1) | holds
     if g_c != 0, a small enough step lowers J_c
     random policies of Garnets, both updates, beta .75; full steps at delta = .01, too

@@ -16,7 +16,7 @@ from problems import (
     optimal_safety_biased_step, plane, random_problem, random_world, reached, shift_of_states,
     train_exactly, units)
 from sbtrpo import safety_biased_step
-from tabular_cmdp import TabularCMDP, cpo_step, hazard_grid, log_policy, trpo_step, two_state
+from tabular_cmdp import TabularCMDP, cpo_step, garnet, hazard_grid, log_policy, trpo_step, two_state
 
 
 # ---------------------------------------------- the idealised update (B1), and the orders of the local models
@@ -356,6 +356,64 @@ def test_line_search_is_needed():
     check("exact KL of accepted steps [delta], least", least, at_least=0.5)
     check("cost decrease of accepted steps [beta times the best], least", kept, at_least=0.65)
     check("  control: exact KL of full steps, largest [delta]", overshoot, at_least=1.05)
+
+
+def policy_towards(world, old, occupancy, delta) -> np.ndarray:
+    """The policy of (1 - u) rho_old + u `occupancy`, with the largest u that KL(old, new) <= delta allows: an
+    objective that is better there, is better here, as J is linear in the occupancy."""
+    def new(u):
+        return np.log(np.maximum((1 - u) * world.occupancy(old) + u * occupancy, 1e-300))
+
+    def over(u):
+        return world.kl(old, new(u)) - delta
+
+    return new(1.0 if over(1.0) <= 0 else brentq(over, 0, 1))
+
+
+def rests(update, beta: float) -> list:
+    """(world, theta) where exact runs come to rest: 10 iterations move neither J_r nor J_c by 1e-9, within
+    200. Random CMDPs of two states and two actions, and sparse Garnets, where a policy is free of cost."""
+    rng, found = np.random.default_rng(91), []
+    for k in range(32):
+        P, mu = rng.dirichlet(np.ones(2), size=(2, 2)), rng.dirichlet(np.ones(2))
+        world = TabularCMDP(P, *rng.random((2, 2, 2)), 0.9, mu, np.inf) if k < 30 else garnet(k, True)
+        theta, path, iterations = rng.normal(size=world.r.shape), np.eye(2), 0
+        while np.ptp(path, axis=0).max() > 1e-9 and iterations < 200:
+            theta, path = train_exactly(world, update, beta, 10, theta=theta)
+            iterations += 10
+        if iterations < 200:
+            found.append((world, theta))
+    return found
+
+
+def test_a_rest_of_the_shipped_step_is_optimal_or_has_lost_an_action():
+    """Lemma 4.1(3): a policy that the update leaves where it is, is the best of its ball, KL <= .01. Where no
+    action has A_c < 0, the shipped step rests at the least cost of all policies, and at the most reward for
+    it. Where one has, it has died out: its probability is below what double precision, or the 1e-8 of
+    `first_order`, lets a gradient see. There the ball holds a policy that costs less: a mixture with the
+    cheapest of all. Whether exact arithmetic would rest there is not known."""
+    delta, gap, alive, better, optimal, lost = 0.01, 0.0, 0.0, np.inf, 0, 0
+    for update, beta in itertools.product((safety_biased_step, optimal_safety_biased_step), (0.25, 0.75)):
+        for world, theta in rests(update, beta):
+            cost, advantage = world.J(theta, world.c), world.advantage(theta, world.c)
+            assert world.state_occupancy(theta).min() > 1e-3
+            cheapest = world.optimum(np.inf, -world.c)
+            if advantage.min() > -1e-6:
+                best = world.optimum(cost + 1e-9).value
+                gap, optimal = max(gap, cost - cheapest.cost, best - world.J(theta, world.r)), optimal + 1
+                continue
+            alive = max(alive, np.exp(log_policy(theta))[advantage < -1e-6].max())
+            new = policy_towards(world, theta, cheapest.occupancy, delta)
+            assert world.kl(theta, new) <= delta * (1 + 1e-9)
+            better = min(better, (cost - world.J(new, world.c)) / (cost - cheapest.cost))
+            lost += 1
+    row = "B1 rest corrected"
+    check("rest, no A_c < 0: what the best of all policies is ahead", gap, 1e-5, supports=row, cases=optimal)
+    check("rest: probability of an action with A_c < 0", alive, at_most=1e-6, supports=row, cases=lost)
+    check("erratum: rest, some A_c < 0: decrease of J_c in the ball [possible] (least)", better,
+          at_least=1e-3, refutes="B1 rest printed", cases=lost)
+    check("  rests of the rarer kind", min(optimal, lost), at_least=5)
+    check("  runs that come to rest (of 128)", optimal + lost, at_least=120)
 
 
 # ------------------------------------------ TRPO and CPO: the bounds that all of them rest on, steps (B4, B5)
