@@ -74,6 +74,12 @@ A1 CPO printed | SB-TRPO, beta = 1 | fails as printed
 A1 CPO corrected | SB-TRPO, beta = 1 | holds as corrected
     it is where the excess is out of reach; else they are sqrt(2 - 2 max(f, -rho)) radii apart
     the same; f is the excess over the best decrease, and out of reach from 1 on
+CG printed | TRPO and SB-TRPO, conjugate gradients | fails as printed
+    after any number of iterations the steps are the best of their KL, so that |rho| <= 1
+    networks of 26 to 68 parameters, 200 samples, 5 iterations; three dimensions, 1 iteration
+CG corrected | TRPO and SB-TRPO, conjugate gradients | holds as corrected
+    n iterations find the best step, of KL delta, of the Krylov space g, F g, ..., F^(n-1) g
+    the same networks, F with damping; if |rho| <= 1, the convex step keeps beta of that
 B1 | SB-TRPO, Lemma 4.1 (wording of a summary) | holds
     the idealised update raises J_r where aligned, ends at the least J_c; --update optimal nears it
     brute force, two states, mean KL; that J_c never rises is its constraint, holds by construction
