@@ -104,6 +104,9 @@ C1 corrected | SB-TRPO, Theorem 4.2(2) | holds as corrected
 A2 | C-TRPO, the step | holds
     the natural reward step for H = F + w g_c g_c^T is along x_r - w (g_r.x_c) / (1 + w s) x_c
     random metrics, gradients of 1e-300 to 1e150, margins down to 1e-300; against a dense solve
+A2 orders | C-TRPO, the divergence | holds
+    it is D_Phi(old, new) + beta D_phi(new, old), of opposite orders; which ones, matters at order 3
+    shipped KL and barriers, random policies of all worlds; Phi the negative conditional entropy
 B6 | C-TRPO, surrogate divergence | holds
     it equals the exact one to second order (the summary claims first)
     along shipped steps from random policies of all worlds, both barriers, delta .1

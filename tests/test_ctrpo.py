@@ -56,6 +56,64 @@ def test_barrier_divergence_is_a_bregman_divergence(barrier):
     check(f"Psi, {barrier}: second derivative at 0 = phi''(m) [relative]", second, at_most=1e-7)
 
 
+def bregman(potential, first, second) -> float:
+    """D(first, second) = potential(first) - potential(second) - grad potential(second).(first - second)."""
+    return potential(first) - potential(second) - dot(grad(potential)(second), first - second)
+
+
+def test_the_two_terms_of_the_divergence_have_opposite_orders():
+    """Sum d_old KL(old, new), the shipped KL state by state, is D_Phi(rho_old, rho_new) of Phi = sum rho log
+    (rho / d); the shipped barrier is D_phi(m_new, m_old). Random policies of all worlds, margin 1.5 times the
+    change of J_c. With the terms' orders exchanged D differs, along shipped steps by order 3: the step, which
+    knows the Hessian, is the same. At the boundary D_phi(m_old, m_new) is infinite for x log x, too, as log
+    (m_old / m_new), where D_phi(m_new, m_old) is m_old. Control: each term in the other order."""
+    def Phi(rho):
+        return anp.sum(rho * anp.log(rho / anp.sum(rho, axis=1, keepdims=True)))
+
+    errors, others, orders, tried = np.zeros(3), np.full(3, np.inf), {"KL": [], "log": [], "xlogx": []}, 0
+    for i, (world, old) in enumerate(cases(10)):
+        new, d = old + np.random.default_rng([94, i]).normal(size=old.shape), world.state_occupancy(old)
+        policy = ctrpo.Policy(old.shape, True)
+        log_old, log_new = log_policy(old), log_policy(new)
+        kl = sum(d[s] * ctrpo.mean_kl(policy, log_old[[s]], log_new[[s]]) for s in range(len(d)))
+        rho, rho_new = world.occupancy(old), world.occupancy(new)
+        change = world.J(new, world.c) - world.J(old, world.c)
+        m = 1.5 * abs(change)
+        found, exact, exchanged = [kl], [bregman(Phi, rho, rho_new)], [bregman(Phi, rho_new, rho)]
+        for barrier, (phi, *_) in BARRIERS.items():
+            found.append(barrier_divergence(change, m, barrier))
+            exact.append(bregman(phi, m - change, m))
+            exchanged.append(bregman(phi, m, m - change))
+        errors = np.maximum(errors, np.abs(np.subtract(found, exact)))
+        others, tried = np.minimum(others, np.abs(np.divide(exchanged, found) - 1)), tried + 1
+        step, _ = barrier_step(*first_order(world, old), 0.1, 0.1, 0.1)
+        step = step.reshape(old.shape)
+
+        def of_kl(t, world=world, old=old, rho=rho, step=step):
+            near = world.occupancy(old + t * step)
+            return abs(bregman(Phi, rho, near) - bregman(Phi, near, rho))
+
+        orders["KL"].append(observed_order(of_kl))
+        for barrier, (phi, *_) in BARRIERS.items():
+            def of_margin(t, world=world, old=old, step=step, phi=phi):
+                m = 0.1 - (world.J(old + t * step, world.c) - world.J(old, world.c))
+                return abs(bregman(phi, 0.1, m) - bregman(phi, m, 0.1))
+
+            orders[barrier].append(observed_order(of_margin))
+    for name, error, other in zip(orders, errors, others):
+        check(f"divergence, {name}: shipped - Bregman's of that order", error, at_most=IDENTITY,
+              supports="A2 orders", cases=tried)
+        check(f"  control: {name}: in the other order (least) [relative]", other, at_least=1e-3)
+        check(f"divergence, {name}: what an exchange changes: |observed order - 3|",
+              abs(np.median(orders[name]) - 3), at_most=0.15, supports="A2 orders")
+    for share in (1e-10, 1e-100, 1e-300):  # of the margin that is left
+        reverse = bregman(BARRIERS["xlogx"][0], 1.0, share)
+        check("x log x, other order, near the boundary: |D / (log (m_old / m_new) - 1) - 1|",
+              abs(reverse / (-math.log(share) - 1) - 1), at_most=1e-8, supports="A2 orders")
+    shipped = barrier_divergence(1 - 1e-13, 1.0, "xlogx")
+    check("x log x, as it is, near the boundary: |D / m - 1|", abs(shipped - 1), 1e-11, supports="A2 orders")
+
+
 def test_only_one_of_the_barriers_is_infinite_at_the_boundary():
     """C9: 'the divergence tends to infinity at the threshold' holds for -log x; for x log x its limit is m. A
     policy on the boundary, or beyond it, is outside of the trust region with both."""
