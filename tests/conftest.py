@@ -140,6 +140,12 @@ B10 | C-NPG, central path | holds
 B11 | C-NPG, global convergence | holds
     V* - V_t <= D(rho*, rho_0) / t
     two states, x log x, beta .01, .1, 1, five safe starts, t <= 60; a case is a policy on the way
+B11 log | C-NPG, global convergence, -log x | holds
+    V* - V_t <= (KL(rho*, rho_0) + beta (1 - sqrt(m* / m_0))^2) / t; on the edge t (V* - V_t) -> beta
+    two states, beta .01, .1, 1; CMDPs with a face of optimal policies, inside and on the edge
+B11 shared | C-NPG, logits shared by states | holds
+    m > 0 at all times; but V_t need not tend to the best of its class, nor B11 hold for that
+    a CMDP whose two states act alike, both barriers; Garnets whose states share in pairs, -log x
 B12 | C-NPG, limit | holds
     of all optimal policies the flow finds the projection of its start
     random CMDPs with a face of optimal policies, inside and on the edge of the budget, beta .1

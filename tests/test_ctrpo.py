@@ -437,6 +437,41 @@ def test_flow_approaches_the_optimum_as_one_over_time():
     check("  control: share of D / t that is used", used, at_least=1 / 8)
 
 
+def test_log_barrier_approaches_the_optimum_as_one_over_time():
+    """B11 says nothing of -log x with the optimum on the edge: D(rho*, rho_0) is infinite. But by the central
+    path t (V* - V_t) = (log pi_t / pi_0).(rho* - rho_t) + beta (1 / m_t - 1 / m_0)(m_t - m*); the first term
+    is at most KL(rho*, rho_0) = sum rho* log pi* / pi_0 by the three-point identity, the second at most beta
+    (1 - sqrt(m* / m_0))^2. Two states, beta = .01, .1, 1, five starts; CMDPs with a face of optimal policies
+    inside and on the edge, beta = .1 and 1. No rate is better: on the edge t (V* - V_t) tends to beta.
+    Controls: KL without the second term, and half the bound, are not enough."""
+    runs = [(two_state(), TIMES, beta, *flow("log", beta, start))
+            for beta, start in itertools.product((0.01, 0.1, 1.0), range(5))]
+    times = np.linspace(0, 60, 61)
+    for seed, price, beta in itertools.product(range(2), (0.0, 1.0), (0.1, 1.0)):
+        world, theta = world_with_optimal_face(seed, price)
+        runs.append((world, times, beta, *world.flow(theta, times, beta, "log")))
+    worst, used, without, met = -np.inf, 0.0, 0.0, 0
+    for world, at, beta, thetas, log_margins in runs:
+        best, m_0 = world.optimum(), math.exp(log_margins[0])
+        log_best = np.log(np.where(best.occupancy > 0, best.policy, 1))
+        kl = dot(best.occupancy, log_best - log_policy(thetas[0]) * (best.occupancy > 0))
+        bound = kl + beta * (1 - math.sqrt(max(0.0, world.limit - best.cost) / m_0)) ** 2
+        gaps = at[1:] * [best.value - world.J(theta, world.r) for theta in thetas[1:]]
+        worst, used = max(worst, (gaps - bound).max()), max(used, gaps.max() / bound)
+        without, met = max(without, gaps.max() / kl), met + len(gaps)
+    check("C-NPG, -log x: t (V* - V_t) - bound", worst, at_most=1e-8, supports="B11 log", cases=met)
+    check("  control: share of the bound that is used", used, at_least=0.5)
+    check("  control: -log x: t (V* - V_t) over KL alone", without, at_least=1.5)
+    late = np.array([0.0, 600.0, 6000.0])
+    for start in range(2):
+        world, errors = two_state(), []
+        for t, theta in zip(late[1:], world.flow(flow("log", 0.1, start)[0][0], late, 0.1)[0][1:]):
+            errors.append(abs(t * (world.optimum().value - world.J(theta, world.r)) / 0.1 - 1))
+        check("C-NPG, -log x, edge: |t (V* - V_t) / beta - 1|, t = 6000", errors[1], at_most=1e-3,
+              supports="B11 log")
+        check("  control: at t = 600", errors[0], at_least=3e-4)
+
+
 def test_margin_of_the_flow_decays_at_the_price_of_the_budget():
     """B13, nu the dual of the linear program: m ~ exp(-nu t / beta) for x log x, m ~ beta / (nu t) for -log
     x. Both asymptotic, so measured between t = 40 and 60, beta = .1 and 1, five starts. Control: each by the
@@ -506,6 +541,91 @@ def test_flow_converges_to_the_projection(barrier, price):
     name = f"C-NPG, {barrier}, {'edge' if price else 'inside'}"
     check(f"{name}: distance from the projection of the start", worst, 1e-8, supports="B12", cases=tried)
     check(f"  control: {name}: from that of .99 theta (least)", control, at_least=1e-5)
+
+
+def shared_vectors(world, theta, groups) -> tuple:
+    """(g_r, x_r, g_c, x_c) of logits (groups, A) that states share, state s those of groups[s]: gradients add
+    up, and as the policies are equal, x is the mean of the natural directions, weighted by d. A gradient
+    counts as zero as in `first_order`, where the best step, delta = .01, changes J by less than 1e-8."""
+    full, vectors = theta[groups], []
+    d = world.state_occupancy(full)
+    for f in (world.r, world.c):
+        g, x = np.zeros((2, *theta.shape))
+        np.add.at(g, groups, world.gradient(full, f))
+        np.add.at(x, groups, d[:, None] * world.natural_direction(full, f))
+        x = x / np.bincount(groups, d)[:, None]
+        significant = 0.02 * dot(g, x) > (1e-8 * np.abs(f).max()) ** 2
+        vectors += [significant * g.ravel(), significant * x.ravel()]
+    return tuple(vectors)
+
+
+def shared_flow(world, theta, groups, times, beta, barrier) -> tuple:
+    """C-NPG by the shipped step, whose direction is H^+ g_r, and the log of m beside it, as in
+    TabularCMDP.flow: policies (n, S, A) and margins (n,)."""
+    def velocity(_, state):
+        vectors, m = shared_vectors(world, state[:-1].reshape(theta.shape), groups), math.exp(state[-1])
+        step, info = barrier_step(*vectors, 0.5, beta, m, barrier)  # delta = .5: H^+ g_r / |H^+ g_r|_H
+        return info["reward_change"] * np.append(step, -info["cost_change"] / m)
+
+    start = np.append(theta, math.log(world.limit - world.J(theta[groups], world.c)))
+    path = solve_ivp(velocity, (0, times[-1]), start, "LSODA", times, rtol=1e-9, atol=1e-10)
+    assert path.success
+    return path.y[:-1].T.reshape(-1, *theta.shape)[:, groups], np.exp(path.y[-1])
+
+
+def test_flow_with_shared_logits_stays_safe_and_can_miss_the_best_of_its_class():
+    """A parametrisation that is not regular, as the theorem asks for. Two states that always act alike: state
+    0 pays .4 for action 1, which stays; action 0 leads to state 1, where it pays 1, costs 1, and returns. In
+    its one probability J_r has two maxima, at 0 and, with b = .3, on the edge of the budget, which is worth
+    less. From the right of the minimum the flow ends there, and t (V* - V_t) outgrows the bound of B11, V*
+    that of the class; from the left it ends at the other. There, and from policies of Garnets whose states
+    share in pairs, b - J_c stays m > 0. Controls: the vectors against a dense pseudo-inverse; a policy
+    without shared logits earns more."""
+    P, beta, groups, row = np.zeros((2, 2, 2)), 0.1, np.zeros(2, int), "B11 shared"
+    P[0, 0, 1] = P[0, 1, 0] = P[1, 0, 0] = P[1, 1, 0] = 1
+    r, c = np.array([[0, 0.4], [1, 0]]), np.array([[0.0, 0], [1, 0]])
+    world = TabularCMDP(P, r, c, 0.9, np.array([1.0, 0]), 0.3)
+
+    def one(p):
+        return np.log([[p, 1 - p]])
+
+    shares = np.linspace(1e-6, 1 - 1e-6, 2001)
+    rewards, costs = ([world.J(one(p)[groups], f) for p in shares] for f in (r, c))
+    best = np.max(np.where(np.less_equal(costs, world.limit), rewards, 0))
+    times = {"left": np.linspace(0, 30, 7), "right": np.linspace(0, 80, 9)}
+    gaps, over, drift, least = {"left": [], "right": []}, [], 0.0, np.inf
+    for barrier, p in itertools.product(BARRIERS, (0.1, 0.3, 0.5, 0.7)):
+        side, (phi, slope, _) = "left" if p < shares[np.argmin(rewards)] else "right", BARRIERS[barrier]
+        thetas, margins = shared_flow(world, one(p), groups, times[side], beta, barrier)
+        D = beta * (phi(0.3) - phi(margins[0]) - slope(margins[0]) * (0.3 - margins[0]))  # rho* costs nothing
+        J_r, J_c = (np.array([world.J(theta, f) for theta in thetas]) for f in (r, c))
+        gaps[side].append(best - J_r[-1])
+        over += [((best - J_r) * times[side]).max() - (D - math.log(1 - p))] * (side == "right")
+        drift = max(drift, np.abs(0.3 - J_c - margins).max())
+        least = min(least, (0.3 - J_c).min() if barrier == "log" else np.inf)  # x log x: below rounding
+    check("shared logits, from the left: gap to the best of the class (largest)", max(gaps["left"]), 1e-5)
+    check("shared logits, from the right: gap to the best of the class (least)", min(gaps["right"]),
+          at_least=0.03, supports=row, cases=len(gaps["right"]))
+    check("shared logits, from the right: t (V* - V_t) - D(rho*, rho_0) (least)", min(over),
+          at_least=0.3, supports=row)
+    check("  control: what the best policy without shared logits earns more", world.optimum().value - best,
+          at_least=0.04)
+    pairs, worst = np.arange(10) // 2, 0.0
+    members = np.kron((pairs[:, None] == np.arange(5)).astype(float), np.eye(4))  # d theta / d shared logits
+    for i, world in enumerate(garnets(4)):
+        theta = np.random.default_rng([96, i]).normal(size=(5, 4))
+        vectors = shared_vectors(world, theta, pairs)
+        inverse = np.linalg.pinv(members.T @ world.fisher(theta[pairs]) @ members, 1e-10, hermitian=True)
+        for g, x, f in zip(vectors[::2], vectors[1::2], (world.r, world.c)):
+            exact = members.T @ world.gradient(theta[pairs], f).ravel()
+            worst = max(worst, np.abs(g - exact).max(), np.abs(x - inverse @ exact).max())
+        world = replace(world, limit=world.J(theta[pairs], world.c) + 0.02)
+        thetas, margins = shared_flow(world, theta, pairs, np.linspace(0, 20, 11), beta, "log")
+        recomputed = world.limit - np.array([world.J(each, world.c) for each in thetas])
+        drift, least = max(drift, np.abs(recomputed - margins).max()), min(least, recomputed.min())
+    check("shared logits: g and x - those of a dense pseudo-inverse", worst, at_most=IDENTITY)
+    check("shared logits: |b - J_c - m|", drift, at_most=1e-7, supports=row, cases=8)
+    check("shared logits, log: b - J_c (least)", least, at_least=1e-3, supports=row)
 
 
 def test_published_flow_code_is_not_the_flow():
