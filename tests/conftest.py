@@ -149,6 +149,9 @@ B11 shared | C-NPG, logits shared by states | holds
 B12 | C-NPG, limit | holds
     of all optimal policies the flow finds the projection of its start
     random CMDPs with a face of optimal policies, inside and on the edge of the budget, beta .1
+B12 edge | C-NPG, limit, -log x on the edge | holds
+    all of the optimal face is infinitely far from the start; the limit is the nearest by KL alone
+    ten CMDPs with a face of optimal policies on the edge, beta .1; the distance falls as 1 / t
 B13 | C-NPG, rates of the margin | holds
     m ~ exp(-nu t / beta) for x log x, m ~ beta / (nu t) for -log x; nu is the price of the budget
     two states, beta .1, 1, five safe starts, between t = 40 and 60

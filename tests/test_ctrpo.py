@@ -543,6 +543,53 @@ def test_flow_converges_to_the_projection(barrier, price):
     check(f"  control: {name}: from that of .99 theta (least)", control, at_least=1e-5)
 
 
+def projection_in_kl(world, near, theta) -> np.ndarray:
+    """argmin sum rho log pi / pi_0 over the optimal face, on the edge of the budget, by Newton's method: an
+    occupancy (4, 3). `near` is any occupancy in its neighbourhood."""
+    face = np.arange(12) % 3 < 2
+    equations = np.vstack([flow_rows(world)[:, face], world.c.ravel()[face]])
+    values, N = np.append((1 - world.gamma) * world.mu, world.limit), null_space(equations)
+    point, old = near.ravel()[face], log_policy(theta).ravel()[face]
+    point = point + np.linalg.lstsq(equations, values - equations @ point, rcond=None)[0]
+
+    def D(z):
+        rho = point + N @ z
+        d = anp.repeat(anp.sum(anp.reshape(rho, (4, 2)), axis=1), 2)
+        return anp.sum(rho * (anp.log(rho / d) - old))
+
+    z = np.zeros(N.shape[1])
+    for _ in range(8):
+        z = z - np.linalg.solve(hessian(D)(z), grad(D)(z))
+    assert (point + N @ z).min() > 0 and np.abs(grad(D)(z)).max() < 1e-12
+    rho = np.zeros(12)
+    rho[face] = point + N @ z
+    return rho.reshape(4, 3)
+
+
+def test_log_barrier_on_the_edge_converges_to_the_projection_in_kl():
+    """-log x where every optimal policy exhausts the budget: D_phi(0, m_0) is infinite on all of the face,
+    which has no projection of the start in the constrained divergence. The flow finds that in KL alone: at a
+    given margin the barrier is a constant, and the margin goes as beta / (nu t). So the distance falls as 1 /
+    t, measured from t = 800 to 8000, and what is extrapolated from there is nearer. Ten CMDPs of 4 states,
+    beta = .1, nu = 1. Control: the nearest to .99 theta."""
+    times, orders, last, ahead, control = np.array([0.0, 800, 8000]), [], 0.0, 0.0, np.inf
+    for seed in range(10):
+        world, theta = world_with_optimal_face(seed, 1.0)
+        early, late = (world.occupancy(each) for each in world.flow(theta, times, 0.1, "log")[0][1:])
+        nearest, other = (projection_in_kl(world, late, each) for each in (theta, 0.99 * theta))
+        distances = [np.abs(each - nearest).max() for each in (early, late)]
+        limit = (10 * late - early) / 9
+        orders.append(math.log10(distances[0] / distances[1]))
+        last, ahead = max(last, distances[1]), max(ahead, np.abs(limit - nearest).max())
+        control = min(control, np.abs(limit - other).max())
+    check("C-NPG, log, edge: distance from the projection in KL, t = 8000", last, at_most=1e-4,
+          supports="B12 edge", cases=len(orders))
+    check("C-NPG, log, edge: |observed order in 1 / t - 1|", np.abs(np.subtract(orders, 1)).max(),
+          at_most=0.02, supports="B12 edge")
+    check("C-NPG, log, edge: extrapolated limit - projection in KL", ahead, at_most=5e-6, supports="B12 edge")
+    check("  control: C-NPG, log, edge: - that of .99 theta (least)", control, at_least=1e-4)
+
+
 def shared_vectors(world, theta, groups) -> tuple:
     """(g_r, x_r, g_c, x_c) of logits (groups, A) that states share, state s those of groups[s]: gradients add
     up, and as the policies are equal, x is the mean of the natural directions, weighted by d. A gradient
