@@ -176,6 +176,18 @@ C3 printed | sTRPO, Theorem 2 | fails as printed
 C3 corrected | sTRPO, Theorem 2 | holds as corrected
     J rises by L / (1 - gamma) - sqrt(2 delta) gamma eps / (1 - gamma)^2 at least
     exact steps on random CMDPs, gamma .3 to .99
+C3 A.1 printed | sTRPO, (A.1) | fails as printed
+    J rises by E_d[E_new A_new - 2 gamma eps / (1 - gamma) sqrt(KL(new, old) / 2)] / (1 - gamma) at least
+    a bandit; exact steps on random CMDPs, gamma .3 to .99
+C3 A.1 corrected | sTRPO, (A.1) | holds as corrected
+    it does with A_old for A_new, whose mean is 0: CPO's Corollary 1
+    exact steps on random CMDPs, gamma .3 to .99
+C3 A.3 printed | sTRPO, (A.3) | fails as printed
+    where E_d KL(old, new) <= delta, E_d sqrt(KL(new, old)) <= sqrt(E_d KL(new, old)) <= sqrt(2 delta)
+    a bandit; exact steps from random policies, theta ~ N(0, 25), on random CMDPs
+C3 A.3 corrected | sTRPO, (A.3) | holds as corrected
+    E_d sqrt(KL(old, new)) <= sqrt(delta), of which the constant of (A.4) is made
+    the same steps
 C4 printed | sTRPO, Theorem 3 | fails as printed
     J_c rises by 2 sqrt(2 delta) gamma eps / (1 - gamma)^2 at most; eps of A_new, which is 0, or of A_old
     a bandit; exact steps on random CMDPs that meet the assumptions, lambda = 0
