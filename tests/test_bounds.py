@@ -176,7 +176,7 @@ def test_orders_of_the_local_models():
         check(f"{name} model: |observed order - {order}|", abs(np.median(orders[name]) - order), at_most=0.15)
 
 
-# -------------------------------------------------------------------- what the paper adds to Eq. 4, and leaves out of it (A1)
+# ---------------------------------------------------- what the paper adds to Eq. 4, and what beta = 1 is (A1)
 
 
 def guarded_step(g_r, x_r, g_c, x_c, delta, beta, kappa):
