@@ -150,12 +150,14 @@ def test_kill_9_within_a_save_leaves_the_old_or_the_new_state(reference, tmp_pat
     seen = []
     for call in range(6):
         run = shutil.copytree(reference / RUN, tmp_path / str(call))
-        old = sbtrpo.load_run(run)[1]
+        config, old = sbtrpo.load_run(run)
         if not (pid := os.fork()):
             die_at_call(call)
             columns = old["progress"].splitlines()[0].split(b",")
-            sbtrpo.save(run, {**old, "epoch": 11}, dict.fromkeys(columns, 0.0))
-            os._exit(0)
+            try:
+                sbtrpo.save(run, config, {**old, "epoch": 11}, dict.fromkeys(columns, 0.0))
+            finally:
+                os._exit(0)
         assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == (signal.SIGKILL if call < 5 else 0)
         state = sbtrpo.load_run(run)[1]
         assert state["progress"].count(b"\n") == 1 + state["epoch"]
