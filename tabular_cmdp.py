@@ -11,7 +11,7 @@
 Every quantity the algorithms need (returns, gradients, Fisher matrix, KL, the constrained optimum) is
 computed here to machine precision, so a theorem can be checked without sampling error. The same worlds are
 Gymnasium environments, so that `sbtrpo.py --task tabular_cmdp:TwoState-v0` trains on them from samples.
-`uv run tabular_cmdp.py` draws the figures of the README, by experiments/figures.py.
+`uv run tabular_cmdp.py` draws the figures of the README, by studies/figures.py.
 
     J_f(pi)   = (1 - gamma) E sum_t gamma^t f(s_t, a_t) = sum_{s,a} d(s) pi(a|s) f(s,a)  normalised, unit of f
     d         = (1 - gamma) mu + gamma P_pi^T d                                          sums to 1
@@ -344,7 +344,7 @@ for _name, _world in {"TwoState-v0": two_state, "HazardGrid-v0": hazard_grid, "G
 def main() -> None:
     """Draws every figure of the README that shows these worlds."""
     sys.modules["tabular_cmdp"] = sys.modules[__name__]  # one copy of the worlds, under either name
-    sys.path.insert(0, str(Path(__file__).resolve().parent / "experiments"))
+    sys.path.insert(0, str(Path(__file__).resolve().parent / "studies"))
     import figures
     figures.main(["all"])
 

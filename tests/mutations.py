@@ -382,7 +382,7 @@ UNITS = [
         "config.cost_limit, config.pid[::-1])", "multiplier_follows"),
     *only("strpo", "the integral is below 0", "integral = max(0.0, integral + k_i",
         "integral = (integral + k_i",
-        "test_updates.py::test_pid_controller_has_units_bounds_and_memory"),
+        "tests/test_strpo.py::test_pid_controller_has_units_bounds_and_memory"),
     *only("strpo", "the PID starts from a cost of 0", "else (0.0, mean_cost)", "else (0.0, 0.0)",
         "multiplier_follows"),
 ]
@@ -447,7 +447,7 @@ UPDATE = [
         "grad(exclusion)(theta), config.delta_1", "update_of_strpo"),
     *only("strpo", "the exclusion need not rise",
         "least = demand if met else min(0.0, promised)", "least = -math.inf",
-        "test_updates.py::test_exclusion_update_keeps_its_conditions"),
+        "tests/test_strpo.py::test_exclusion_update_keeps_its_conditions"),
     *only("strpo", "the paper's practice stands for the exact solution",
         'if config.dual == "exact":', 'if config.dual == "fixed":', "update_of_strpo"),
     *only("sbtrpo", "the check of the surrogate cost is dropped", "elif not cost <= allowed_rise:",

@@ -22,15 +22,9 @@ import pytest
 import ctrpo
 import sbtrpo
 import strpo
+from conftest import check, slow
+from problems import exclusion_vectors, first_order, joint_advantage, n_step_advantages
 from tabular_cmdp import garnet, log_policy, two_state
-from test_updates import (
-    check,
-    exclusion_vectors,
-    first_order,
-    joint_advantage,
-    n_step_advantages,
-    slow,
-)
 
 SCRIPTS = [sbtrpo, ctrpo, strpo]
 each_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)

@@ -6,7 +6,7 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""`uv run experiments/table.py` puts one table of the runs in results/ into README.md, between two comments.
+"""`uv run studies/table.py` puts one table of the runs in results/ into README.md, between two comments.
 
 A row is a task, an algorithm with its options, and the folder of its seeds, at any depth. Numbers are means
 over the epochs of the last tenth of the steps that all its seeds have come to, training episodes; then the
@@ -17,17 +17,17 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "experiments"))
+sys.path.insert(0, str(ROOT / "tools"))
 from ledger import replaced
 from report import cut, final, find, have, number
 
-COMMENTS = "<!-- the results, by experiments/table.py -->\n", "<!-- end of the results -->"
+COMMENTS = "<!-- the results, by studies/table.py -->\n", "<!-- end of the results -->"
 HEAD = ["task", "algorithm", "return", "cost", "safety probability", "safe reward", "steps", "seeds", "hours",
         "published, return at cost or safe reward at safety probability"]
 CIRCLE, GOAL, POINT = "SafetyCarCircle1-v0", "SafetyCarGoal1-v0", "SafetyPointGoal1-v0"
 CIRCLE2, SWIMMER = "SafetyCarCircle2-v0", "SafetySwimmerVelocity-v1"
 HOPPER, ANT = "SafetyHopperVelocity-v1", "SafetyAntVelocity-v1"
-# Published: SB-TRPO's from reviews of the paper, C-TRPO's from the release's runs (experiments/published.py)
+# Published: SB-TRPO's from reviews of the paper, C-TRPO's from the release's runs (studies/published.py)
 ROWS = [
     (CIRCLE2, "SB-TRPO, `--preset safe`", "circle", "7.5 ± 1.5 at 0.99 ± 0.01 (20M, 5 seeds)"),
     *((CIRCLE2, f"SB-TRPO, `--beta {beta}`", f"campaign/beta-{beta}", "the same")

@@ -6,7 +6,7 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""Judges trained policies on fresh episodes: `uv run experiments/evaluate.py RUN [RUN ...] --episodes 100`.
+"""Judges trained policies on fresh episodes: `uv run tools/evaluate.py RUN [RUN ...] --episodes 100`.
 
 RUN is a folder runs/EXPERIMENT/TASK/ALGORITHM/seed-N that sbtrpo.py, ctrpo.py or strpo.py has left. Two
 policies are judged: `sampled` draws its actions, and is the one that was trained; `deterministic` takes the
@@ -207,7 +207,7 @@ def table(results: dict, spread: dict) -> str:
 
 def robustness(path: Path, judged: dict) -> None:
     """Return and cost over action noise, from {noise: {"runs": ..., "over_runs": ...}}."""
-    from figures import COLOURS, save
+    from report import COLOURS, save
     from matplotlib.figure import Figure
     figure, noises = Figure(figsize=(11, 4.2), layout="constrained"), list(judged)
     first = next(iter(judged.values()))

@@ -6,7 +6,7 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""Which way to fit the critics? `uv run experiments/critics.py RUN [RUN ...]`, runs of ctrpo.py.
+"""Which way to fit the critics? `uv run studies/critics.py RUN [RUN ...]`, runs of ctrpo.py.
 
 The policy of each RUN acts in batches of 20,000 steps. Every method starts from the run's own critics, of
 reward and of cost, or with --new from new ones, and fits them to one batch after the other, by least squares
@@ -24,7 +24,7 @@ import argparse, functools, json, sys, time
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import autograd.numpy as anp
 import numpy as np
 from autograd import grad, make_ggnvp

@@ -18,7 +18,7 @@ import pytest
 import ctrpo
 import sbtrpo
 import strpo
-from test_updates import HERE, check
+from conftest import ROOT, check
 
 # ------------------------------------------------------------------------------------ whole runs
 
@@ -34,7 +34,7 @@ RUN = run_of()
 
 def start(folder: Path, *options: str, script=sbtrpo, **popen) -> subprocess.Popen:
     """The script as its users start it, in this folder, which can also hold modules with environments."""
-    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{HERE}", **popen.pop("env", {})}
+    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", **popen.pop("env", {})}
     options = [*map(str, options), *([] if "--workers" in options else ["--workers", "1"])]
     return subprocess.Popen([sys.executable, script.__file__, *options], cwd=folder, text=True,
                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen)
@@ -197,7 +197,7 @@ if __name__ == "__main__":
 def test_a_dask_cluster_gives_the_same_result(reference, tmp_path):
     """`--scheduler`, on a cluster that has the environment but not the script; one of its two worker
     processes is killed in the middle of an epoch. Equal bit for bit."""
-    shutil.copy(HERE / "tabular_cmdp.py", tmp_path)
+    shutil.copy(ROOT / "tabular_cmdp.py", tmp_path)
     (tmp_path / "cluster.py").write_text(CLUSTER)
     cluster = subprocess.Popen([sys.executable, "cluster.py"], cwd=tmp_path, text=True, stderr=-3,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
 # ///
-"""`uv run experiments/ledger.py` puts results/ledger.json into README.md, as the table between two comments.
+"""`uv run studies/ledger.py` puts results/ledger.json into README.md, as the table between two comments.
 
 `uv run test_updates.py` writes the file, when a whole run has passed.
 """
@@ -10,7 +10,7 @@ import json, re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-START, END = "<!-- the ledger, by experiments/ledger.py -->\n", "<!-- end of the ledger -->"
+START, END = "<!-- the ledger, by studies/ledger.py -->\n", "<!-- end of the ledger -->"
 HEAD = ["row", "paper and number", "statement", "tried on", "verdict", "cases", "worst figure and its bound"]
 
 

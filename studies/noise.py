@@ -8,7 +8,7 @@
 # ///
 """How many episodes does a step need? Measures the noise of sampled policy gradients on exact worlds.
 
-`uv run experiments/noise.py` writes results/noise.json, from 8,192 episodes of each of four policies, sampled
+`uv run studies/noise.py` writes results/noise.json, from 8,192 episodes of each of four policies, sampled
 and estimated by the functions that train, and compared with the exact gradient g. With n episodes in a batch,
 
     |v|^2  = v.F^+ v                          the metric of the natural gradient; v a gradient
@@ -34,7 +34,7 @@ from pathlib import Path
 import gymnasium as gym
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
+sys.path.insert(0, str(ROOT))
 import sbtrpo
 import tabular_cmdp
 import figures

@@ -6,7 +6,7 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""Compares runs: tables in Markdown, and pictures in a folder: `uv run experiments/report.py OUT FOLDER ...`.
+"""Compares runs: tables in Markdown, and pictures in a folder: `uv run tools/report.py OUT FOLDER ...`.
 
 A FOLDER is one of a run, or holds such, at any depth: ours, or those of SafePO and of the official release of
 C-TRPO, whose progress.csv has the same names of columns. Runs of one task and one label are seeds of the
@@ -43,9 +43,8 @@ import argparse, csv, json, os, re, sys
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+import matplotlib
 import numpy as np
-from figures import COLOURS, save, smooth
 from matplotlib.figure import Figure
 from scipy.stats import trim_mean
 
@@ -54,8 +53,13 @@ COLUMNS = {"return": "Metrics/EpRet", "cost": "Metrics/EpCost", "length": "Metri
            "hours": "Time/Total", "reward angle": "Misc/reward_angle", "cost angle": "Misc/cost_angle"}
 METRICS = "return", "cost", "safety probability", "safe reward", "cost regret"
 MARKERS, LINES = "os^DvPX<>*", ("-", "--", ":", "-.")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito: for all eyes
 GREY = "#444444"
 MOST_BANDS = 6  # with more labels, only their lines are drawn
+matplotlib.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
+                            "axes.grid": True, "grid.color": "#e6e6e6", "axes.axisbelow": True,
+                            "legend.frameon": False, "axes.titlesize": 12, "lines.linewidth": 1.8,
+                            "hatch.linewidth": 0.5, "hatch.color": "#777777"})
 
 
 class Run(NamedTuple):
@@ -259,6 +263,20 @@ def legend(figure: Figure, axis) -> None:
     handles, labels = axis.get_legend_handles_labels()
     columns = int(11 * figure.get_figwidth() / (max(map(len, labels)) + 6))  # 11 letters an inch
     figure.legend(handles, labels, loc="outside lower center", ncols=max(1, columns), fontsize=10)
+
+
+def smooth(steps: np.ndarray, values: np.ndarray, at: np.ndarray, window: float) -> np.ndarray:
+    """Mean of the values with t - window < steps <= t, for each t; the newest one if there is none."""
+    sums = np.append(0, np.cumsum(values))
+    last = np.searchsorted(steps, at, side="right")
+    first = np.minimum(np.searchsorted(steps, at - window, side="right"), last - 1)
+    return (sums[last] - sums[first]) / (last - first)
+
+
+def save(figure: Figure, path: Path, **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, **options)
+    print(path)
 
 
 def in_steps(axis) -> None:

@@ -6,7 +6,7 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""How far policies are from an unsafe one: `uv run experiments/exclusion.py UNSAFE RUN [RUN ...]`.
+"""How far policies are from an unsafe one: `uv run studies/exclusion.py UNSAFE RUN [RUN ...]`.
 
 UNSAFE is a run of `strpo.py --stage unsafe`, each RUN one of any of the three scripts on its task. It prints
 KL(unsafe || policy) [nats, summed over action dimensions], its mean over the states of ten episodes of the
@@ -18,7 +18,7 @@ changed the step: lambda_2 > 0, or it stopped the line search.
 import argparse, csv, sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import numpy as np
 from evaluate import load
 

@@ -6,7 +6,7 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""Measures sampling, the update and memory side by side: `uv run experiments/speed.py` (Linux, 40 minutes).
+"""Measures sampling, the update and memory side by side: `uv run studies/speed.py` (Linux, 40 minutes).
 
 Every measurement has a process of its own and a warm-up, and takes turns with its competitors. Rates and
 times are medians over repetitions, ratios the medians of the ratios within each repetition. The table goes
@@ -318,7 +318,7 @@ def measure_update(repeats: int, quick: bool) -> dict:
     if util.find_spec("torch"):
         updates |= {"torch": update_torch, "torch, kept": functools.partial(update_torch, keep=True)}
     else:
-        print("torch is not installed: `uv run --with torch==2.13.0 experiments/speed.py` measures it too")
+        print("torch is not installed: `uv run --with torch==2.13.0 studies/speed.py` measures it too")
     for precision in (32, 64):
         runs = {(name, threads): [] for name in updates for threads in (1, 2)}
         for _ in range(repeats):

@@ -8,7 +8,7 @@
 # ///
 """Draws runs of a task over published ones, and prints a Markdown table of all at equal steps.
 
-`uv run experiments/published.py OUT.png TASK LABEL=FOLDER ...`: each FOLDER holds runs, one a seed, of
+`uv run studies/published.py OUT.png TASK LABEL=FOLDER ...`: each FOLDER holds runs, one a seed, of
 ours or of the official release of C-TRPO, whose columns have the same names; the first is drawn in grey. All
 are averaged over --window steps (the release's numbers are themselves running means over 50 episodes).
 Lines are means over seeds, bands one standard deviation. The cost regret is the sum over time of
@@ -19,11 +19,10 @@ within an average does not count, for either.
 import argparse, sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import numpy as np
-from figures import COLOURS, save, smooth
 from matplotlib.figure import Figure
-from report import Run, find
+from report import COLOURS, Run, find, save, smooth
 
 PANELS = {"return": "return per episode", "cost": "cost per episode", "regret": "cost regret, in total"}
 MARKS = 1_000_000, 2_000_000, 3_000_000, 5_000_000, 10_000_000  # rows, beside the last that all have

@@ -6,7 +6,7 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""Does C-TRPO know its margin? `uv run experiments/margins.py [LABEL=]FOLDER ...`, of runs of ctrpo.py.
+"""Does C-TRPO know its margin? `uv run studies/margins.py [LABEL=]FOLDER ...`, of runs of ctrpo.py.
 
 The margin of a step is b - J_c, and J_c a mean of a few episodes. A step is normal because J_c came out low:
 chosen by its own noise, it is too low on average, and the margin too wide. The table shows it by the cost of
@@ -21,7 +21,7 @@ the next epoch, whose episodes nobody has chosen; part of the gap is what the st
 import csv, sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import numpy as np
 from report import find
 

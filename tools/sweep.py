@@ -7,12 +7,12 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""Trains a grid of algorithm x task x seed x option: `uv run experiments/sweep.py --seed 0 1 --beta 0.6 0.9`.
+"""Trains a grid of algorithm x task x seed x option: `uv run tools/sweep.py --seed 0 1 --beta 0.6 0.9`.
 
 Every option of the scripts may have several values here; all combinations are run. Lists, as of
 layers, are written 64,64. A file says the same, and may hold several grids, below what they share:
 
-    experiment = "circle"                   # uv run experiments/sweep.py circle.toml
+    experiment = "circle"                   # uv run tools/sweep.py circle.toml
     task = "SafetyCarCircle2-v0"
     seed = [0, 1, 2]
     [[grid]]

@@ -9,7 +9,7 @@
 # ///
 """By how much a new mean and std of the observations move the policy, outside the trust region.
 
-`uv run experiments/scaling.py sbtrpo --seed 0 --experiment scaling` trains as sbtrpo.py does with
+`uv run studies/scaling.py sbtrpo --seed 0 --experiment scaling` trains as sbtrpo.py does with
 these options (or ctrpo) and prints two KL in units of delta, over the observations of each epoch:
 from the policy that the update accepted to the one that acts next. `absorbed` is the policy that
 acts next, whose first layer has absorbed the new scaling; `not absorbed` is what the accepted

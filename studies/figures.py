@@ -8,22 +8,22 @@
 # ///
 """Draws the figures of the README.
 
-`uv run experiments/figures.py table`: figures/left_on_the_table.png, the first-order reward of the convex
+`uv run studies/figures.py table`: figures/left_on_the_table.png, the first-order reward of the convex
 step and of the exact optimum, in units of the best reward step, sqrt(2 delta g_r.x_r), over rho, the cosine
 of the two gradients in the F^-1 metric; and the share of delta that they use. The functions that train
 compute it all; dots mark where reward stops rising, at rho = 1 - beta and sqrt(1 - beta^2).
 
-`uv run experiments/figures.py curves OUT.png LABEL=GLOB ... [--paper 7.5,0.99]`: return, cost, safety
+`uv run studies/figures.py curves OUT.png LABEL=GLOB ... [--paper 7.5,0.99]`: return, cost, safety
 probability and safe reward of training episodes over environment steps, from the progress.csv files, one a
 seed, that each GLOB finds. A line is the mean over seeds as far as all have come, a band reaches from the
 least to the largest. Each seed is smoothed first: a point is the mean of the epochs that ended in the last
 --window steps (default: 5% of the longest run). --paper draws the paper's safe reward and probability.
 
-`uv run experiments/figures.py trust-regions`: figures/trust_regions.png; `grid`: figures/hazard_grid.png,
+`uv run studies/figures.py trust-regions`: figures/trust_regions.png; `grid`: figures/hazard_grid.png,
 exact runs of three update rules; `noise`: figures/noise.png, from results/noise.json; `all`: these three, and
 `two-state` and `table`, as `uv run tabular_cmdp.py` does.
 
-`uv run experiments/figures.py two-state`: figures/two_state.png, all policies of the two-state world as a
+`uv run studies/figures.py two-state`: figures/two_state.png, all policies of the two-state world as a
 square, and the paths that ten safe ones take: the flows NPG and C-NPG, integrated, and TRPO, C-TRPO and
 SB-TRPO, by the functions that train on exact gradients and surrogates, all for delta = 0.01.
 """
@@ -33,7 +33,7 @@ from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -44,8 +44,8 @@ import ctrpo
 import sbtrpo
 import strpo
 import tabular_cmdp
+from report import COLOURS, save, smooth
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito: for all eyes
 ARROWS = {  # of trust_regions: colour, width, label and its offset from the tip [points]
     "best reward step": (COLOURS[2], 2.2, "best reward step", (-8, 14)),
     "best cost step": (COLOURS[1], 2.2, "best cost step", (-4, -14)),
@@ -55,10 +55,6 @@ ARROWS = {  # of trust_regions: colour, width, label and its offset from the tip
 MARKERS, SHADES = "osD^", matplotlib.colormaps["Blues"]
 PANELS = {"EpRet": "return per episode", "EpCost": "cost per episode",
           "SafetyProbability": "safety probability", "SafeReward": "safe reward per episode"}
-matplotlib.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
-                            "axes.grid": True, "grid.color": "#e6e6e6", "axes.axisbelow": True,
-                            "legend.frameon": False, "axes.titlesize": 12, "lines.linewidth": 1.8,
-                            "hatch.linewidth": 0.5, "hatch.color": "#777777"})
 
 
 def step_info(update: str, rho: float, beta: float) -> tuple[float, float]:
@@ -360,14 +356,6 @@ def read(path: str) -> dict:
     return columns
 
 
-def smooth(steps: np.ndarray, values: np.ndarray, at: np.ndarray, window: float) -> np.ndarray:
-    """Mean of the values with t - window < steps <= t, for each t; the newest one if there is none."""
-    sums = np.append(0, np.cumsum(values))
-    last = np.searchsorted(steps, at, side="right")
-    first = np.minimum(np.searchsorted(steps, at - window, side="right"), last - 1)
-    return (sums[last] - sums[first]) / (last - first)
-
-
 def find(series: list[str]) -> dict:
     """{label: progress of each run} of LABEL=GLOB."""
     runs = {}
@@ -411,12 +399,6 @@ def decorate(figure: Figure, axes: dict, window: float, title: str) -> None:
     axes["EpRet"].legend()
     figure.suptitle(title, fontsize=13)
     figure.supxlabel(f"environment steps; means of the epochs of the last {window:,.0f} steps", fontsize=11)
-
-
-def save(figure: Figure, path: Path, **options) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, **options)
-    print(path)
 
 
 def two_numbers(text: str) -> list[float]:

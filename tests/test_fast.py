@@ -2,31 +2,23 @@
 
 Episodes are run twice, each time in a fresh process: by the package untouched, as it is installed, textures
 and all, and with the file. Compared are hashes of every number that comes out, with its type, and of the
-state of the simulation and of the random generator after each episode. `python test_fast.py sweep [TASK ...]`
-does so for the tasks named, or all, and prints a line for each.
+state of the simulation and of the random generator after each episode. `python tests/test_fast.py sweep
+[TASK ...]` does so for the tasks named, or all, and prints a line for each.
 """
 
 import dataclasses, hashlib, json, os, subprocess, sys, unittest.mock, warnings
-from pathlib import Path
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import numpy as np
 import pytest
 
-HERE = Path(__file__).resolve()
+from conftest import ROOT, check, slow
+
 AGENTS = "Point", "Car", "Racecar", "Doggo", "Ant"
 LEVELS = [f"{kind}{i}" for kind in ("Goal", "Button", "Push", "Circle") for i in range(3)] + ["Run0"]
 NAVIGATION = [f"Safety{agent}{level}-v0" for level in LEVELS for agent in AGENTS]
 BODIES = "HalfCheetah", "Hopper", "Swimmer", "Walker2d", "Ant", "Humanoid"
 VELOCITY = [f"Safety{body}Velocity-v{i}" for i in (0, 1) for body in BODIES]
-
-with warnings.catch_warnings():  # without a configuration file, plain pytest does not know the mark
-    warnings.simplefilter("ignore")
-    MARK = pytest.mark.slow
-
-def slow(test):
-    """Skip unless `-m` mentions slow."""
-    return MARK(pytest.mark.skipif("'slow' not in config.option.markexpr", reason="slow: -m slow")(test))
 
 # what a process runs
 def untouched():
@@ -45,7 +37,6 @@ def untouched():
     return safety_gymnasium
 
 def fast():
-    sys.path.insert(0, str(HERE.parent))
     import fast_safety_gymnasium, safety_gymnasium
     assert fast_safety_gymnasium.ORIGINAL
     return safety_gymnasium
@@ -154,7 +145,7 @@ def main() -> None:
 
 def results_of(mode: str, jobs: list) -> list:
     """Of a fresh process."""
-    command = [sys.executable, str(HERE), mode]
+    command = [sys.executable, __file__, mode]
     done = subprocess.run(command, input=json.dumps(jobs), text=True, capture_output=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
@@ -186,7 +177,6 @@ QUICK = [["SafetyPointGoal2-v0", "displaced", [0, -1], True],
 
 def test_whole_episodes_are_equal_bit_for_bit():
     """Five tasks, whole episodes, first and later ones, with and without a seed."""
-    from test_updates import check  # and its ledger; a process that runs episodes does without
     expected, found = results_of("untouched", QUICK), results_of("fast", QUICK)
     different = sum(a != b for jobs in zip(expected, found) for a, b in zip(*jobs))
     steps = sum(episode[1] for job in found for episode in job)
@@ -218,17 +208,17 @@ print(digest.hexdigest(), steps)
 """
 
 @slow
-@pytest.mark.parametrize("run", sorted(path.parent for path in HERE.parent.glob(
+@pytest.mark.parametrize("run", sorted(path.parent for path in ROOT.glob(
     "results/*/Safety*/*/seed-0/checkpoint.npz")), ids=str)
 def test_trained_policies_meet_the_same_episodes(run):
     """Three episodes of each policy in results/, as its script runs them, with the file and without it."""
     found = []
     for mode in ("with", "without"):
         command = [sys.executable, "-c", TRAINED, str(run), mode]
-        done = subprocess.run(command, cwd=HERE.parent, text=True, capture_output=True)
+        done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(done.stdout)
-    print(run.relative_to(HERE.parent), *found)
+    print(run.relative_to(ROOT), *found)
     assert found[0] == found[1]
 
 def test_a_single_wrong_bit_is_found():
@@ -293,7 +283,7 @@ def test_uninstall_puts_everything_back():
 
 def test_other_versions_are_refused_in_one_sentence():
     code = "import importlib.metadata as m; m.version = lambda name: '1.2.0'; import fast_safety_gymnasium"
-    done = subprocess.run([sys.executable, "-c", code], cwd=HERE.parent, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
     assert last == "ImportError: fast_safety_gymnasium is for safety-gymnasium 1.0.0, and here is 1.2.0."
 

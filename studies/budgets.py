@@ -6,7 +6,7 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""`uv run experiments/budgets.py`: budgets on exact worlds, SB-TRPO's extension beside C-TRPO and CPO.
+"""`uv run studies/budgets.py`: budgets on exact worlds, SB-TRPO's extension beside C-TRPO and CPO.
 
 Shipped steps and line searches on exact gradients and surrogates, delta = .01, 200 iterations, from safe
 policies and from the uniform one, which need not be: the two-state world and the first 20 Garnets, none left

@@ -4,7 +4,7 @@
 # ///
 """Writes docs/: the three scripts as pages, explanation beside code, by Pycco from the files as they are.
 
-`uv run experiments/docs.py` writes; with `--check` it fails if the pages are not up to date.
+`uv run tools/docs.py` writes; with `--check` it fails if the pages are not up to date.
 Pycco sets comments beside the code that follows them; so docstrings go above what they explain, as comments.
 What stands in columns or indented in them, formulas and legends, stays as it is, in monospace. Pages load
 nothing from a network, have two columns on a laptop and one on a phone.
@@ -92,7 +92,7 @@ def main() -> None:
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
         elif not path.exists() or path.read_text() != text:
-            sys.exit(f"docs/{name} is not up to date: uv run experiments/docs.py")
+            sys.exit(f"docs/{name} is not up to date: uv run tools/docs.py")
 
 
 if __name__ == "__main__":
