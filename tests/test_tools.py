@@ -226,10 +226,11 @@ def test_action_noise_replaces_actions(undisturbed, tmp_path):
 
 
 def test_distance_from_the_unsafe_policy_is_what_training_logged(capsys):
-    """Of runs in results/strpo: an unsafe policy is at 0 nats from itself; a trained one as far as its last
-    epoch says, up to 20%, since the episodes differ. A run of another task is refused, so is a safe one."""
-    unsafe, trained, other = (str(ROOT / "results" / "strpo" / run / "strpo" / "seed-0") for run in (
-        "unsafe/SafetyHopperVelocity-v1", "exact/SafetyHopperVelocity-v1", "exact/SafetyAntVelocity-v1"))
+    """Of sTRPO's runs in results: an unsafe policy is at 0 nats from itself; a trained one as far as its
+    last epoch says, up to 20%, since the episodes differ. A run of another task is refused, and so is a safe
+    one."""
+    unsafe, trained, other = (str(ROOT / "results" / f"strpo-{run}" / "seed-0") for run in (
+        "SafetyHopperVelocity-v1-unsafe", "SafetyHopperVelocity-v1-exact", "SafetyAntVelocity-v1-exact"))
     assert exclusion.main([unsafe, unsafe, trained]) == 0
     printed = capsys.readouterr().out.splitlines()
     (zero, _, no), (far, std, changed) = (line.split("|")[-4:-1] for line in printed[-2:])
@@ -633,11 +634,12 @@ def last(table: list[dict], end: int) -> int:
 
 
 def test_results_in_this_repository_can_be_reported(tmp_path, capsys):
-    """The three seeds of results/hopper: the table agrees with the files."""
-    report.main([str(tmp_path), str(ROOT / "results" / "hopper")])
+    """The three seeds of C-TRPO's defaults on Hopper: the table agrees with the files."""
+    hopper = ROOT / "results" / "ctrpo-SafetyHopperVelocity-v1-defaults-5M"
+    report.main([str(tmp_path), str(hopper)])
     output = capsys.readouterr().out
     row = row_of("ctrpo", output)
-    files = sorted((ROOT / "results" / "hopper").rglob("progress.csv"))
+    files = sorted(hopper.rglob("progress.csv"))
     assert row.split("|")[2].strip() == str(len(files)) == "3"
     tables = [list(csv.DictReader(file.read_text().splitlines())) for file in files]
     end = min(int(table[-1]["Train/TotalSteps"]) for table in tables)
@@ -651,7 +653,8 @@ def test_results_in_the_pages_are_those_in_results():
     text = pages()
     assert replaced(text, *table.COMMENTS, table.table()) == text, "run: uv run studies/table.py"
     with pytest.raises(AssertionError, match="SafetyAntVelocity-v1 only"):
-        table.cells(ROOT / "results" / "hopper", "ctrpo", "SafetyAntVelocity-v1")
+        hopper = ROOT / "results" / "ctrpo-SafetyHopperVelocity-v1-paper"
+        table.cells(hopper, "ctrpo", "SafetyAntVelocity-v1")
 
 
 def test_tables_in_the_pages_are_what_their_commands_print(tmp_path, monkeypatch, capsys):
@@ -674,11 +677,36 @@ def test_tables_in_the_pages_are_what_their_commands_print(tmp_path, monkeypatch
     of_release = re.findall(r"^\| 5M \| published \| 5 \| (.*?) \| (.*?) \|", text, re.M)
     assert of_release and all(f"{returned} at {cost} (5M, 5 seeds)" in known for returned, cost in of_release)
     with pytest.raises(SystemExit, match="is a run of SafetyHopperVelocity-v1, not of"):
-        published.main([str(tmp_path / "out.png"), "SafetyAntVelocity-v1", "ours=results/hopper"])
+        published.main([str(tmp_path / "out.png"), "SafetyAntVelocity-v1",
+                        "ours=results/ctrpo-SafetyHopperVelocity-v1-paper"])
 
 
-def test_budgets_in_the_pages_are_those_in_results():
-    """The table of results/budgets.json, as studies/budgets.py prints it. Control: another figure."""
-    saved = (ROOT / "results" / "budgets.json").read_text()
-    assert budgets.table(json.loads(saved)) in pages()
-    assert budgets.table(json.loads(saved.replace('"reached": 10', '"reached": 9', 1))) not in pages()
+def test_what_the_readme_says_of_the_campaign_is_in_its_results():
+    """Means of the dial, of the optimal step and of the critics; shares of steps against reward; and the
+    regrets of C-TRPO's seeds on Hopper. Control: another beta has other means."""
+    readme = (ROOT / "README.md").read_text()
+
+    def cells(name, algorithm="sbtrpo"):
+        folder = ROOT / "results" / f"{algorithm}-{table.CIRCLE2}-{name}"
+        return table.cells(folder, algorithm, table.CIRCLE2)
+
+    def dial(low, high):
+        earned, cost, safe = (" to ".join(each.split(" ")[0] for each in pair)
+                              for pair in list(zip(cells(low), cells(high)))[:3])
+        return (f"cost per episode goes from {cost}, the safety probability from {safe}, "
+                f"the return from {earned}")
+
+    assert dial("beta-0.6", "beta-0.9") in readme and dial("beta-0.7", "beta-0.9") not in readme
+    convex, best, gae = (" at safety ".join(cells(name)[:3:2]) for name in (
+        "beta-0.75", "optimal", "gae-random-critics"))
+    assert f"return {best} where the convex one has {convex}:" in readme
+    assert f"own runs with them, {gae}, were" in readme
+    for name, text in (("beta-0.75", "{:.0%} of all its steps work against reward"),
+                       ("optimal", "works against reward in {:.0%}.")):
+        runs = report.find([str(ROOT / f"results/sbtrpo-{table.CIRCLE2}-{name}")])
+        angles = np.concatenate([run.columns["reward angle"] for run in runs])
+        assert text.format(np.mean(angles > 90)) in readme
+    of_hopper = published.averages(report.find(
+        [str(ROOT / "results/ctrpo-SafetyHopperVelocity-v1-paper")]), 200_000, 25.0)[1]
+    *first, last = (f"{regret:.1f}" for regret in np.sort(of_hopper["regret"][:, -1]))
+    assert f"{', '.join(first)} and {last}, where" in readme
