@@ -8,8 +8,10 @@ with its costs) is the one that the package gives by itself, and so are its type
 Only the time differs. Covered are the navigation tasks Goal, Button, Push, Circle and Run, at levels 0 to 2
 and with all five agents, and the velocity tasks. What is not known here (vision, keyboard, race and fading
 tasks, options changed by hand) runs the original code, and a warning says so, once. Environments made with a
-`render_mode` run it as well: all that is visual is as before. Attributes of `env.task` changed by hand count
-from the next reset on. Python 3.11 can import the package, too, and gymnasium-robotics is not needed.
+`render_mode` run it as well: all that is visual is as before. So does the copy of an environment, until its
+next reset. Beside another mujoco or gymnasium than those of `VERSIONS` nothing is installed, and a warning
+says so. Attributes of `env.task` changed by hand count from the next reset on. Python 3.11 can import the
+package, too, and gymnasium-robotics is not needed.
 
 Where the time went, and no longer goes
  1. A reset decodes PNG textures, which only a renderer needs, and parses YAML and XML. Here the package
@@ -34,10 +36,20 @@ from types import SimpleNamespace
 import mujoco
 import numpy as np
 
+# what the proof in test_fast.py was run with
+VERSIONS = {"safety-gymnasium": ["1.0.0"], "mujoco": ["2.3.3"], "gymnasium": ["0.28.1", "0.29.1"]}
+
+def other_version(package: str) -> str:
+    """What is said of a package in another version than those of VERSIONS; empty if it is one of them."""
+    version = importlib.metadata.version(package)
+    if version in VERSIONS[package]:
+        return ""
+    return f"fast_safety_gymnasium is for {package} {' or '.join(VERSIONS[package])}, and here is {version}"
+
 def import_safety_gymnasium():
     """The package, in spite of gymnasium-robotics, and of Python 3.11, which refuses arrays as defaults."""
-    if (version := importlib.metadata.version("safety-gymnasium")) != "1.0.0":
-        raise ImportError(f"fast_safety_gymnasium is for safety-gymnasium 1.0.0, and here is {version}.")
+    if reason := other_version("safety-gymnasium"):
+        raise ImportError(f"{reason}.")
     dataclass, robotics = dataclasses.dataclass, "gymnasium_robotics.envs.multiagent_mujoco.mujoco_multi"
 
     def dataclass_with_arrays(cls):
@@ -48,8 +60,13 @@ def import_safety_gymnasium():
 
     if not importlib.util.find_spec("gymnasium_robotics"):
         sys.modules.setdefault(robotics, unittest.mock.MagicMock())
-    with unittest.mock.patch.object(dataclasses, "dataclass", dataclass_with_arrays):
-        return importlib.import_module("safety_gymnasium")
+    try:
+        with unittest.mock.patch.object(dataclasses, "dataclass", dataclass_with_arrays):
+            return importlib.import_module("safety_gymnasium")
+    except ImportError as error:
+        if reason := other_version("mujoco") or other_version("gymnasium"):
+            raise ImportError(f"{reason}, where safety-gymnasium cannot be imported: {error}.") from None
+        raise
 
 import_safety_gymnasium()
 import xmltodict
@@ -604,6 +621,9 @@ def exact() -> bool:
 def install() -> None:
     """Puts the functions of this file in their places; a second time is as good as once."""
     if ORIGINAL:
+        return
+    if reason := other_version("mujoco") or other_version("gymnasium"):
+        warnings.warn(f"{reason}: the original code runs.", stacklevel=2)
         return
     if not exact():
         warnings.warn("fast_safety_gymnasium is not installed: numpy on this machine rounds arrays otherwise "

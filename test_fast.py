@@ -430,11 +430,44 @@ def test_uninstall_puts_everything_back():
     assert all(owner.__dict__.get(name) is old for (owner, name), old in zip(names, before))
     fast_safety_gymnasium.install()
 
-def test_other_versions_are_refused_in_one_sentence():
-    code = "import importlib.metadata as m; m.version = lambda name: '1.2.0'; import fast_safety_gymnasium"
-    done = subprocess.run([sys.executable, "-c", code], cwd=HERE.parent, capture_output=True, text=True)
-    last = done.stderr.strip().splitlines()[-1]
-    assert last == "ImportError: fast_safety_gymnasium is for safety-gymnasium 1.0.0, and here is 1.2.0."
+def said_beside(package: str, version: str, before: str = "") -> tuple[int, str, str]:
+    """Exit code, what is printed and the last line of errors where `package` says it has that version."""
+    code = f"""
+import importlib.metadata, sys
+version = importlib.metadata.version
+importlib.metadata.version = lambda name: {version!r} if name == {package!r} else version(name)
+{before}
+import fast_safety_gymnasium, safety_gymnasium
+from safety_gymnasium.builder import Builder
+env = safety_gymnasium.make("SafetyHopperVelocity-v1")
+env.reset(seed=0)
+print(len(env.step(env.action_space.sample())), Builder.step.__module__)
+"""
+    done = subprocess.run([sys.executable, "-W", "always", "-c", code], cwd=HERE.parent, capture_output=True,
+                          text=True)
+    warned = [line for line in done.stderr.splitlines() if "fast_safety_gymnasium is for" in line]
+    assert len(warned) == 1, done.stderr
+    return done.returncode, done.stdout.strip(), warned[0]
+
+def test_another_package_is_refused_in_one_sentence():
+    code, _, line = said_beside("safety-gymnasium", "1.2.0")
+    assert code == 1
+    assert line == "ImportError: fast_safety_gymnasium is for safety-gymnasium 1.0.0, and here is 1.2.0."
+
+@pytest.mark.parametrize("package, version, known", [
+    ("mujoco", "2.3.7", "2.3.3"), ("gymnasium", "0.29.0", "0.28.1 or 0.29.1")])
+def test_beside_other_versions_the_original_code_runs_and_one_sentence_says_so(package, version, known):
+    code, printed, line = said_beside(package, version)
+    assert (code, printed) == (0, "6 safety_gymnasium.builder")
+    assert line.endswith(f"fast_safety_gymnasium is for {package} {known}, and here is {version}: "
+                         "the original code runs.")
+
+def test_where_the_package_cannot_be_imported_the_sentence_names_the_other_version():
+    broken = "sys.modules['gymnasium.wrappers.compatibility'] = None  # as in Gymnasium 1.0"
+    code, _, line = said_beside("gymnasium", "1.0.0", broken)
+    assert code == 1
+    assert line.startswith("ImportError: fast_safety_gymnasium is for gymnasium 0.28.1 or 0.29.1, and here "
+                           "is 1.0.0, where safety-gymnasium cannot be imported: ")
 
 if __name__ == "__main__":
     if sys.argv[1] == "sweep":
