@@ -3,7 +3,6 @@ each ends in one sentence, and nothing that was saved is lost. Part of `uv run t
 
 Runs of one process are tried in this one, on the shipped functions; whole runs as users start them.
 """
-import contextlib
 import json
 import os
 import signal
@@ -248,7 +247,8 @@ def test_a_run_ends_in_two_seconds_whatever_the_environment_does(number, tmp_pat
 def test_environments_are_closed(tmp_path):
     """Those of workers and of the main process: no process of a simulator outlives the run."""
     log = tmp_path / "simulators"
-    finish(start(tmp_path, "--task=faulty:Simulator-v0", *SHORT, "--workers=2", env={**PATHS, "SIMULATORS": log}))
+    options = ["--task=faulty:Simulator-v0", *SHORT, "--workers=2"]
+    finish(start(tmp_path, *options, env={**PATHS, "SIMULATORS": log}))
     started = [int(line) for line in log.read_text().split()]
     assert len(started) >= 2  # of the main process, and of a worker
     assert not any(psutil.pid_exists(pid) and psutil.Process(pid).name() == "sleep" for pid in started)

@@ -681,32 +681,8 @@ def test_tables_in_the_pages_are_what_their_commands_print(tmp_path, monkeypatch
                         "ours=results/ctrpo-SafetyHopperVelocity-v1-paper"])
 
 
-def test_what_the_readme_says_of_the_campaign_is_in_its_results():
-    """Means of the dial, of the optimal step and of the critics; shares of steps against reward; and the
-    regrets of C-TRPO's seeds on Hopper. Control: another beta has other means."""
-    readme = (ROOT / "README.md").read_text()
-
-    def cells(name, algorithm="sbtrpo"):
-        folder = ROOT / "results" / f"{algorithm}-{table.CIRCLE2}-{name}"
-        return table.cells(folder, algorithm, table.CIRCLE2)
-
-    def dial(low, high):
-        earned, cost, safe = (" to ".join(each.split(" ")[0] for each in pair)
-                              for pair in list(zip(cells(low), cells(high)))[:3])
-        return (f"cost per episode goes from {cost}, the safety probability from {safe}, "
-                f"the return from {earned}")
-
-    assert dial("beta-0.6", "beta-0.9") in readme and dial("beta-0.7", "beta-0.9") not in readme
-    convex, best, gae = (" at safety ".join(cells(name)[:3:2]) for name in (
-        "beta-0.75", "optimal", "gae-random-critics"))
-    assert f"return {best} where the convex one has {convex}:" in readme
-    assert f"own runs with them, {gae}, were" in readme
-    for name, text in (("beta-0.75", "{:.0%} of all its steps work against reward"),
-                       ("optimal", "works against reward in {:.0%}.")):
-        runs = report.find([str(ROOT / f"results/sbtrpo-{table.CIRCLE2}-{name}")])
-        angles = np.concatenate([run.columns["reward angle"] for run in runs])
-        assert text.format(np.mean(angles > 90)) in readme
-    of_hopper = published.averages(report.find(
-        [str(ROOT / "results/ctrpo-SafetyHopperVelocity-v1-paper")]), 200_000, 25.0)[1]
-    *first, last = (f"{regret:.1f}" for regret in np.sort(of_hopper["regret"][:, -1]))
-    assert f"{', '.join(first)} and {last}, where" in readme
+def test_budgets_in_the_pages_are_those_in_results():
+    """The table of results/budgets.json, as studies/budgets.py prints it. Control: another figure."""
+    saved = (ROOT / "results" / "budgets.json").read_text()
+    assert budgets.table(json.loads(saved)) in pages()
+    assert budgets.table(json.loads(saved.replace('"reached": 10', '"reached": 9', 1))) not in pages()
