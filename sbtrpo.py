@@ -951,6 +951,8 @@ def open_run(argv):
 def main(argv=None):
     run = None
     try:
+        if np.lib.NumpyVersion(np.__version__) < "1.24.0":  # numpy/numpy#24903
+            raise Failure(f"numpy {np.__version__} multiplies wrongly on some CPUs: take a newer one.")
         config, run, state, lock = open_run(argv)
         steps = f"from step {state['steps']:,} to {config.total_steps:,}"
         print(f"{config.task}: {steps}, in {run}", flush=True)

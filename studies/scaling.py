@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
         return 0 if argv[:1] in ([], ["-h"], ["--help"]) else 1
     script, moved = importlib.import_module(argv[0]), []
     advance = script.advance
-    config, run, state = script.open_run(argv[1:])
+    config, run, state, _ = script.open_run(argv[1:])
 
     def watched(state, batch, theta, *rest):
         before, after = script.make_actor(state), advance(state, batch, theta, *rest)

@@ -115,7 +115,7 @@ def test_a_sweep_survives_the_death_of_a_dask_worker(undisturbed, tmp_path):
     run = in_the_middle(tmp_path, RUNS, process)
     [script] = scripts(process, run)
     worker = script.parent()
-    assert worker.ppid() == process.pid and "spawn_main" in " ".join(worker.cmdline())
+    assert worker.ppid() == process.pid and "popen_loky_posix" in " ".join(worker.cmdline())
     worker.kill()
     assert not psutil.wait_procs([script], timeout=30)[1], "a run outlived its Dask worker"
     output, _ = ended(process)
@@ -372,7 +372,7 @@ def test_a_sweep_knows_where_the_scripts_put_their_runs(tmp_path, monkeypatch, c
              {"algorithm": ["strpo"], "unsafe_steps": ["100", "200"], "reverse": ["1"]}]
     runs = [run for grid in grids for run in sweep.expand({"task": [TASK], "total_steps": ["10"], **grid})]
     for run in runs:
-        config, folder, _ = sys.modules[run.algorithm].open_run([*run.options, "--workers", "1"])
+        config, folder, *_ = sys.modules[run.algorithm].open_run([*run.options, "--workers", "1"])
         written = json.loads((folder / "config.json").read_text())["config"]
         assert str(folder) == run.folder
         assert {**written, **dict.fromkeys(sweep.OURS)} == {**run.config, **dict.fromkeys(sweep.OURS)}

@@ -275,7 +275,7 @@ def main(argv: list[str] | None = None) -> None:
     algorithms = [loaded[0] for loaded in runs.values()]
     errors = BrokenExecutor, *(algorithm.Failure for algorithm in algorithms)
     spawn = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(options.workers, spawn, algorithms[0].guard_worker)
+    executor = ProcessPoolExecutor(options.workers, spawn, algorithms[0].guard_worker, (os.getpid(),))
     try:
         judged = {p: {run: evaluate(executor, loaded, options, p) for run, loaded in runs.items()}
                   for p in options.action_noise}

@@ -258,7 +258,7 @@ def train(run: Run, root: str, home: str, workers: int, topic: str) -> dict:
     worker, started, folder = get_worker(), time.monotonic(), Path(home, run.folder)
     key = worker.get_current_task()
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock, open(folder / "log.txt", "a+b") as log:
+    with open(folder / "sweep.lock", "w") as lock, open(folder / "log.txt", "a+b") as log:
         while not locked(lock):  # another sweep has this run, or a process that is being killed
             if not wanted(worker, key):
                 raise Reschedule
