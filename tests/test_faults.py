@@ -23,11 +23,11 @@ import ctrpo
 import sbtrpo
 import strpo
 from test_runs import finish, outcome, progress, rows, run_of, start, wait_for
-from test_updates import HERE, check
+from conftest import ROOT, check
 
 SCRIPTS = [sbtrpo, ctrpo, strpo]
 TESTS = Path(__file__).parent
-PATHS = {"PYTHONPATH": os.pathsep.join([str(TESTS), str(HERE)])}  # for processes: environments, scripts
+PATHS = {"PYTHONPATH": os.pathsep.join([str(TESTS), str(ROOT)])}  # for processes: environments, scripts
 SHORT = ["--hidden=8", "--batch-steps=500", "--total-steps=2000"]
 
 

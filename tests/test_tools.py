@@ -83,7 +83,7 @@ def scripts(process: subprocess.Popen, run: str) -> list[psutil.Process]:
     for child in descendants(process):
         with contextlib.suppress(psutil.NoSuchProcess):
             if "trpo.py" in " ".join(child.cmdline()[:2]) and any(
-                    file.path.endswith(f"{run}/lock") for file in child.open_files()):
+                    file.path.endswith(f"{run}/sweep.lock") for file in child.open_files()):
                 found.append(child)
     return found
 
@@ -174,7 +174,7 @@ def test_two_sweeps_of_the_same_runs_share_them(tmp_path):
 def test_a_run_waits_for_the_lock_on_its_folder(tmp_path):
     """Held by another process, as by one that is being killed: nothing is written until it is released."""
     (tmp_path / RUN).mkdir(parents=True)
-    with open(tmp_path / RUN / "lock", "w") as lock:
+    with open(tmp_path / RUN / "sweep.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         process = start(tmp_path, *ONE)
         while not (tmp_path / RUN / "log.txt").exists():  # the worker is there
