@@ -1,10 +1,10 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
-#                 "autograd==1.8.0", "matplotlib==3.10.8", "tqdm==4.67.1", "scipy==1.15.3",
-#                 "pytest==9.2.0", "pytest-xdist==3.8.0", "hypothesis==6.168.5",
-#                 "distributed==2026.8.0", "rliable==1.2.0", "pandas==2.3.3", "dask-jobqueue==0.9.0",
-#                 "tomli==2.5.0; python_version < '3.11'"]
+#                 "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7",
+#                 "threadpoolctl==3.6.0", "tqdm==4.67.1", "scipy==1.15.3", "pytest==9.2.0",
+#                 "pytest-xdist==3.8.0", "hypothesis==6.168.5", "distributed==2026.8.0", "rliable==1.2.0",
+#                 "pandas==2.3.3", "dask-jobqueue==0.9.0", "tomli==2.5.0; python_version < '3.11'"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]

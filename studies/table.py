@@ -1,16 +1,18 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
-#                 "autograd==1.8.0", "matplotlib==3.10.8", "scipy==1.15.3"]
+#                 "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7",
+#                 "threadpoolctl==3.6.0", "scipy==1.15.3"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
 """`uv run studies/table.py` puts one table of the runs in results/ into README.md, between two comments.
 
-A row is a task, an algorithm with its options, and the folder of its seeds, at any depth. Numbers are means
-over the epochs of the last tenth of the steps that all its seeds have come to, training episodes; then the
-mean over seeds ± their standard deviation; hours are those of one seed. ROWS holds what was published, too.
+A row is a task, an algorithm with its options, and the end of a folder's name, which is
+results/ALGORITHM-TASK-SETTING. Numbers are means over the epochs of the last tenth of the steps that all its
+seeds have come to, training episodes; then the mean over seeds ± their standard deviation; hours are those of
+one seed. ROWS holds what was published, too.
 """
 
 import sys
@@ -29,35 +31,35 @@ CIRCLE2, SWIMMER = "SafetyCarCircle2-v0", "SafetySwimmerVelocity-v1"
 HOPPER, ANT = "SafetyHopperVelocity-v1", "SafetyAntVelocity-v1"
 # Published: SB-TRPO's from reviews of the paper, C-TRPO's from the release's runs (studies/published.py)
 ROWS = [
-    (CIRCLE2, "SB-TRPO, `--preset safe`", "circle", "7.5 ± 1.5 at 0.99 ± 0.01 (20M, 5 seeds)"),
-    *((CIRCLE2, f"SB-TRPO, `--beta {beta}`", f"campaign/beta-{beta}", "the same")
+    (CIRCLE2, "SB-TRPO, `--preset safe`", "safe", "7.5 ± 1.5 at 0.99 ± 0.01 (20M, 5 seeds)"),
+    *((CIRCLE2, f"SB-TRPO, `--beta {beta}`", f"beta-{beta}", "the same")
       for beta in (0.6, 0.7, 0.75, 0.8, 0.9)),
-    (CIRCLE2, "SB-TRPO, `--update optimal`", "campaign/update-optimal_beta-0.75", "the same"),
-    (CIRCLE2, "SB-TRPO, `--advantage gae`", "signal/gae", "the same"),
-    (CIRCLE2, "SB-TRPO, `--advantage gae`, random critics", "campaign/beta-0.75_advantage-gae", "the same"),
-    (CIRCLE2, "C-TRPO", "campaign/cost-limit-25", ""),
-    (CIRCLE2, "C-TRPO, `--cost-limit 0`", "campaign/cost-limit-0", ""),
-    (SWIMMER, "SB-TRPO, `--preset safe`", "swimmer", "48 ± 26 at 0.98 ± 0.02 (20M, 5 seeds)"),
-    (HOPPER, "C-TRPO", "hopper", "1,401 ± 489 at 21.7 ± 4.1 (5M, 5 seeds)"),
-    (HOPPER, "C-TRPO, `--preset paper`", "hopper-paper", "the same"),
-    (HOPPER, "sTRPO", f"strpo/exact/{HOPPER}", ""),
-    (HOPPER, "sTRPO, `--exclusion none`", f"strpo/none/{HOPPER}", ""),
-    (HOPPER, "SB-TRPO", f"strpo/1M/{HOPPER}", ""),
-    (ANT, "C-TRPO, `--initial-std 0.5 --delta 0.03`", "ant3", "2,943 ± 85 at 15.8 ± 3.9 (5M, 5 seeds)"),
-    (ANT, "C-TRPO, `--preset paper`", "ant-paper", "the same"),
-    (ANT, "C-TRPO, `--initial-std 0.5`", "ant", "the same"),
-    (ANT, "sTRPO, `--initial-std 0.5`", f"strpo/exact/{ANT}", ""),
-    (ANT, "SB-TRPO, `--initial-std 0.5`", f"strpo/1M/{ANT}", ""),
-    (POINT, "C-TRPO", "goal", "14.5 ± 2.3 at 26.3 ± 2.7 (5M, 5 seeds)"),
-    (POINT, "C-TRPO, `--preset paper`", "goal-paper", "the same"),
-    (CIRCLE, "sTRPO", f"strpo/exact/{CIRCLE}", ""),
-    (CIRCLE, "sTRPO, `--exclusion none`", f"strpo/none/{CIRCLE}", ""),
-    (CIRCLE, "C-TRPO", f"strpo/1M/{CIRCLE}", ""),
-    (CIRCLE, "SB-TRPO", f"strpo/1M/{CIRCLE}", ""),
-    (GOAL, "sTRPO", f"strpo/exact/{GOAL}", ""),
-    (GOAL, "sTRPO, `--exclusion none`", f"strpo/none/{GOAL}", ""),
-    (GOAL, "C-TRPO", f"strpo/1M/{GOAL}", ""),
-    (GOAL, "SB-TRPO", f"strpo/1M/{GOAL}", ""),
+    (CIRCLE2, "SB-TRPO, `--update optimal`", "optimal", "the same"),
+    (CIRCLE2, "SB-TRPO, `--advantage gae`", "gae", "the same"),
+    (CIRCLE2, "SB-TRPO, `--advantage gae`, random critics", "gae-random-critics", "the same"),
+    (CIRCLE2, "C-TRPO", "cost-limit-25", ""),
+    (CIRCLE2, "C-TRPO, `--cost-limit 0`", "cost-limit-0", ""),
+    (SWIMMER, "SB-TRPO, `--preset safe`", "safe", "48 ± 26 at 0.98 ± 0.02 (20M, 5 seeds)"),
+    (HOPPER, "C-TRPO", "defaults-5M", "1,401 ± 489 at 21.7 ± 4.1 (5M, 5 seeds)"),
+    (HOPPER, "C-TRPO, `--preset paper`", "paper", "the same"),
+    (HOPPER, "sTRPO", "exact", ""),
+    (HOPPER, "sTRPO, `--exclusion none`", "exclusion-none", ""),
+    (HOPPER, "SB-TRPO", "defaults-1M", ""),
+    (ANT, "C-TRPO, `--initial-std 0.5 --delta 0.03`", "delta-0.03", "2,943 ± 85 at 15.8 ± 3.9 (5M, 5 seeds)"),
+    (ANT, "C-TRPO, `--preset paper`", "paper", "the same"),
+    (ANT, "C-TRPO, `--initial-std 0.5`", "delta-0.01", "the same"),
+    (ANT, "sTRPO, `--initial-std 0.5`", "exact", ""),
+    (ANT, "SB-TRPO, `--initial-std 0.5`", "std-0.5-1M", ""),
+    (POINT, "C-TRPO", "defaults-5M", "14.5 ± 2.3 at 26.3 ± 2.7 (5M, 5 seeds)"),
+    (POINT, "C-TRPO, `--preset paper`", "paper", "the same"),
+    (CIRCLE, "sTRPO", "exact", ""),
+    (CIRCLE, "sTRPO, `--exclusion none`", "exclusion-none", ""),
+    (CIRCLE, "C-TRPO", "defaults-1M", ""),
+    (CIRCLE, "SB-TRPO", "defaults-1M", ""),
+    (GOAL, "sTRPO", "exact", ""),
+    (GOAL, "sTRPO, `--exclusion none`", "exclusion-none", ""),
+    (GOAL, "C-TRPO", "defaults-1M", ""),
+    (GOAL, "SB-TRPO", "defaults-1M", ""),
 ]
 
 
@@ -74,9 +76,10 @@ def cells(folder: Path, algorithm: str, task: str) -> list[str]:
 
 def table() -> str:
     lines = [HEAD, ["---"] * len(HEAD)]
-    for task, label, folder, published in ROWS:
+    for task, label, setting, published in ROWS:
         algorithm = label.split(",")[0].replace("-", "").lower()
-        lines.append([task, label, *cells(ROOT / "results" / folder, algorithm, task), published])
+        folder = ROOT / "results" / f"{algorithm}-{task}-{setting}"
+        lines.append([task, label, *cells(folder, algorithm, task), published])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -83,7 +83,7 @@ def scripts(process: subprocess.Popen, run: str) -> list[psutil.Process]:
     for child in descendants(process):
         with contextlib.suppress(psutil.NoSuchProcess):
             if "trpo.py" in " ".join(child.cmdline()[:2]) and any(
-                    file.path.endswith(f"{run}/lock") for file in child.open_files()):
+                    file.path.endswith(f"{run}/sweep.lock") for file in child.open_files()):
                 found.append(child)
     return found
 
@@ -115,7 +115,7 @@ def test_a_sweep_survives_the_death_of_a_dask_worker(undisturbed, tmp_path):
     run = in_the_middle(tmp_path, RUNS, process)
     [script] = scripts(process, run)
     worker = script.parent()
-    assert worker.ppid() == process.pid and "spawn_main" in " ".join(worker.cmdline())
+    assert worker.ppid() == process.pid and "popen_loky_posix" in " ".join(worker.cmdline())
     worker.kill()
     assert not psutil.wait_procs([script], timeout=30)[1], "a run outlived its Dask worker"
     output, _ = ended(process)
@@ -174,7 +174,7 @@ def test_two_sweeps_of_the_same_runs_share_them(tmp_path):
 def test_a_run_waits_for_the_lock_on_its_folder(tmp_path):
     """Held by another process, as by one that is being killed: nothing is written until it is released."""
     (tmp_path / RUN).mkdir(parents=True)
-    with open(tmp_path / RUN / "lock", "w") as lock:
+    with open(tmp_path / RUN / "sweep.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         process = start(tmp_path, *ONE)
         while not (tmp_path / RUN / "log.txt").exists():  # the worker is there
@@ -226,10 +226,11 @@ def test_action_noise_replaces_actions(undisturbed, tmp_path):
 
 
 def test_distance_from_the_unsafe_policy_is_what_training_logged(capsys):
-    """Of runs in results/strpo: an unsafe policy is at 0 nats from itself; a trained one as far as its last
-    epoch says, up to 20%, since the episodes differ. A run of another task is refused, so is a safe one."""
-    unsafe, trained, other = (str(ROOT / "results" / "strpo" / run / "strpo" / "seed-0") for run in (
-        "unsafe/SafetyHopperVelocity-v1", "exact/SafetyHopperVelocity-v1", "exact/SafetyAntVelocity-v1"))
+    """Of sTRPO's runs in results: an unsafe policy is at 0 nats from itself; a trained one as far as its
+    last epoch says, up to 20%, since the episodes differ. A run of another task is refused, and so is a safe
+    one."""
+    unsafe, trained, other = (str(ROOT / "results" / f"strpo-{run}" / "seed-0") for run in (
+        "SafetyHopperVelocity-v1-unsafe", "SafetyHopperVelocity-v1-exact", "SafetyAntVelocity-v1-exact"))
     assert exclusion.main([unsafe, unsafe, trained]) == 0
     printed = capsys.readouterr().out.splitlines()
     (zero, _, no), (far, std, changed) = (line.split("|")[-4:-1] for line in printed[-2:])
@@ -371,7 +372,7 @@ def test_a_sweep_knows_where_the_scripts_put_their_runs(tmp_path, monkeypatch, c
              {"algorithm": ["strpo"], "unsafe_steps": ["100", "200"], "reverse": ["1"]}]
     runs = [run for grid in grids for run in sweep.expand({"task": [TASK], "total_steps": ["10"], **grid})]
     for run in runs:
-        config, folder, _ = sys.modules[run.algorithm].open_run([*run.options, "--workers", "1"])
+        config, folder, *_ = sys.modules[run.algorithm].open_run([*run.options, "--workers", "1"])
         written = json.loads((folder / "config.json").read_text())["config"]
         assert str(folder) == run.folder
         assert {**written, **dict.fromkeys(sweep.OURS)} == {**run.config, **dict.fromkeys(sweep.OURS)}
@@ -633,11 +634,12 @@ def last(table: list[dict], end: int) -> int:
 
 
 def test_results_in_this_repository_can_be_reported(tmp_path, capsys):
-    """The three seeds of results/hopper: the table agrees with the files."""
-    report.main([str(tmp_path), str(ROOT / "results" / "hopper")])
+    """The three seeds of C-TRPO's defaults on Hopper: the table agrees with the files."""
+    hopper = ROOT / "results" / "ctrpo-SafetyHopperVelocity-v1-defaults-5M"
+    report.main([str(tmp_path), str(hopper)])
     output = capsys.readouterr().out
     row = row_of("ctrpo", output)
-    files = sorted((ROOT / "results" / "hopper").rglob("progress.csv"))
+    files = sorted(hopper.rglob("progress.csv"))
     assert row.split("|")[2].strip() == str(len(files)) == "3"
     tables = [list(csv.DictReader(file.read_text().splitlines())) for file in files]
     end = min(int(table[-1]["Train/TotalSteps"]) for table in tables)
@@ -651,7 +653,8 @@ def test_results_in_the_pages_are_those_in_results():
     text = pages()
     assert replaced(text, *table.COMMENTS, table.table()) == text, "run: uv run studies/table.py"
     with pytest.raises(AssertionError, match="SafetyAntVelocity-v1 only"):
-        table.cells(ROOT / "results" / "hopper", "ctrpo", "SafetyAntVelocity-v1")
+        hopper = ROOT / "results" / "ctrpo-SafetyHopperVelocity-v1-paper"
+        table.cells(hopper, "ctrpo", "SafetyAntVelocity-v1")
 
 
 def test_tables_in_the_pages_are_what_their_commands_print(tmp_path, monkeypatch, capsys):
@@ -674,7 +677,8 @@ def test_tables_in_the_pages_are_what_their_commands_print(tmp_path, monkeypatch
     of_release = re.findall(r"^\| 5M \| published \| 5 \| (.*?) \| (.*?) \|", text, re.M)
     assert of_release and all(f"{returned} at {cost} (5M, 5 seeds)" in known for returned, cost in of_release)
     with pytest.raises(SystemExit, match="is a run of SafetyHopperVelocity-v1, not of"):
-        published.main([str(tmp_path / "out.png"), "SafetyAntVelocity-v1", "ours=results/hopper"])
+        published.main([str(tmp_path / "out.png"), "SafetyAntVelocity-v1",
+                        "ours=results/ctrpo-SafetyHopperVelocity-v1-paper"])
 
 
 def test_budgets_in_the_pages_are_those_in_results():

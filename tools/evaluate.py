@@ -1,14 +1,16 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
-#                 "autograd==1.8.0", "matplotlib==3.10.8", "tqdm==4.67.1", "scipy==1.15.3", "pillow==12.0.0"]
+#                 "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7",
+#                 "threadpoolctl==3.6.0", "tqdm==4.67.1", "scipy==1.15.3", "pillow==12.0.0"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
 """Judges trained policies on fresh episodes: `uv run tools/evaluate.py RUN [RUN ...] --episodes 100`.
 
-RUN is a folder runs/EXPERIMENT/TASK/ALGORITHM/seed-N that sbtrpo.py, ctrpo.py or strpo.py has left. Two
+RUN is a folder that sbtrpo.py, ctrpo.py or strpo.py has left: runs/EXPERIMENT/TASK/ALGORITHM/seed-N, or
+results/ALGORITHM-TASK-SETTING/seed-N. Its config.json names the algorithm, or else its path does. Two
 policies are judged: `sampled` draws its actions, and is the one that was trained; `deterministic` takes the
 mean action, or the most likely one. Both meet the same worlds.
 
@@ -79,12 +81,16 @@ def run_key(name: str, task: str, actor, key: tuple, deterministic: bool, noise:
 
 
 def load(run: Path) -> tuple:
-    """(algorithm, config, state, actor) of a run; the folder that holds it names the algorithm."""
-    names = sorted(path.stem for path in ROOT.glob("*trpo.py"))
-    if not (run / "config.json").exists():
+    """(algorithm, config, state, actor) of a run."""
+    from report import ALGORITHMS, algorithm_of
+    try:
+        about = json.loads((run / "config.json").read_text())
+    except FileNotFoundError:
         sys.exit(f"{run} holds no run: there is no config.json in it.")
-    if (name := run.resolve().parent.name) not in names:
-        sys.exit(f"{run} is in a folder named {name}, which should name its algorithm: {', '.join(names)}.")
+    except (OSError, ValueError) as error:
+        sys.exit(f"{run}/config.json cannot be read: {error}")
+    if (name := algorithm_of(run, about)) not in ALGORITHMS:
+        sys.exit(f"{run}: neither its config.json nor its path names one of {', '.join(ALGORITHMS)}.")
     algorithm = importlib.import_module(name)
     try:
         config, state = algorithm.load_run(run)
@@ -121,8 +127,9 @@ def summary(totals: np.ndarray) -> dict:
 def evaluate(executor, loaded: tuple, options: argparse.Namespace, noise: float) -> dict:
     """Both policies of a run, each on options.episodes episodes of the same worlds."""
     algorithm, config, state, actor = loaded
-    name, result = algorithm.__name__, {"algorithm": algorithm.__name__, "task": config.task}
-    result |= {"training_seed": config.seed, "steps": state["steps"]}
+    name = algorithm.__name__
+    result = {"algorithm": name, "task": config.task, "experiment": config.experiment,
+              "training_seed": config.seed, "steps": state["steps"]}
     for policy in POLICIES:
         futures = [executor.submit(run_key, name, config.task, actor, (options.seed, config.seed, index),
                                    policy == "deterministic", noise)
@@ -220,8 +227,8 @@ def robustness(path: Path, judged: dict) -> None:
             mean = [point[0] for point in points]
             band = np.transpose([point[1:] if one else (point[0] - point[1], point[0] + point[1])
                                  for point in points])
-            *_, experiment, _, algorithm = Path(folder).resolve().parts
-            axis.plot(noises, mean, "o-", color=colour, label=f"{algorithm}, {experiment}", markersize=4)
+            label = "{algorithm}, {experiment}".format_map(first["runs"][run])
+            axis.plot(noises, mean, "o-", color=colour, label=label, markersize=4)
             axis.fill_between(noises, *band, color=colour, alpha=0.2, linewidth=0)
         axis.set(xlabel="share of actions replaced by random ones", ylabel=f"{metric} per episode")
     axis.legend()
@@ -232,7 +239,7 @@ def robustness(path: Path, judged: dict) -> None:
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path,
-                        help="runs/EXPERIMENT/TASK/ALGORITHM/seed-N")
+                        help="the folder of a run")
     parser.add_argument("--episodes", type=int, default=100, help="for each policy of each run (default 100)")
     parser.add_argument("--seed", type=int, default=0, help="of the evaluation (default 0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1,
@@ -268,7 +275,7 @@ def main(argv: list[str] | None = None) -> None:
     algorithms = [loaded[0] for loaded in runs.values()]
     errors = BrokenExecutor, *(algorithm.Failure for algorithm in algorithms)
     spawn = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(options.workers, spawn, algorithms[0].guard_worker)
+    executor = ProcessPoolExecutor(options.workers, spawn, algorithms[0].guard_worker, (os.getpid(),))
     try:
         judged = {p: {run: evaluate(executor, loaded, options, p) for run, loaded in runs.items()}
                   for p in options.action_noise}

@@ -1,7 +1,8 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
-#                 "autograd==1.8.0", "matplotlib==3.10.8", "scipy==1.15.3"]
+#                 "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7",
+#                 "threadpoolctl==3.6.0", "scipy==1.15.3"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
@@ -10,8 +11,9 @@
 
 A FOLDER is one of a run, or holds such, at any depth: ours, or those of SafePO and of the official release of
 C-TRPO, whose progress.csv has the same names of columns. Runs of one task and one label are seeds of the
-same thing. The label is the algorithm, which is the name of the folder around the seeds, with the experiment
-where there are several; or LABEL=FOLDER gives one. What a run has not logged is left out, and named.
+same thing. The label is the algorithm, with the experiment where there are several; or LABEL=FOLDER gives
+one. The algorithm stands in config.json, or in the name of the folder around the seeds; a folder of another
+project's runs is named after its algorithm. What a run has not logged is left out, and named.
 
     TASK_curves.png   over environment steps; a point is the mean of the epochs in a window before it
     TASK_scatter.png  return over cost, and safe reward over safety probability, with the Pareto front of the
@@ -51,6 +53,7 @@ from scipy.stats import trim_mean
 COLUMNS = {"return": "Metrics/EpRet", "cost": "Metrics/EpCost", "length": "Metrics/EpLen",
            "safety probability": "Metrics/SafetyProbability", "safe reward": "Metrics/SafeReward",
            "hours": "Time/Total", "reward angle": "Misc/reward_angle", "cost angle": "Misc/cost_angle"}
+ALGORITHMS = "sbtrpo", "ctrpo", "strpo"
 METRICS = "return", "cost", "safety probability", "safe reward", "cost regret"
 MARKERS, LINES = "os^DvPX<>*", ("-", "--", ":", "-.")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito: for all eyes
@@ -94,6 +97,18 @@ def first_stage(folder: Path) -> bool:
     return folder.name == "unsafe" and (folder.parent / "config.json").exists()
 
 
+def algorithm_of(folder: Path, about: dict) -> str | None:
+    """Of a run of ours: what its config.json says; else the one that the name of its folder, or of the folder
+    around it, begins with, or else contains. None where nothing says it, or a name says two."""
+    if name := about.get("algorithm"):
+        return name
+    for part in folder.resolve().parts[:-4:-1]:  # the first stage of sTRPO's is a folder in its run's
+        for named in ([a for a in ALGORITHMS if part.startswith(a)], [a for a in ALGORITHMS if a in part]):
+            if len(named) == 1:
+                return named[0]
+    return None
+
+
 def find(texts: list[str]) -> list[Run]:
     """The runs in all [LABEL=]FOLDERs; not those in hidden folders, nor the first stages of sTRPO's."""
     runs, left_out = {}, {}
@@ -124,7 +139,8 @@ def read(folder: Path, label: str) -> Run | str:
     except (OSError, ValueError):
         about = {}
     config = about.get("config", about)  # ours keeps versions beside it
-    *_, experiment, task, algorithm, _ = ("", "", "", *folder.resolve().parts)
+    *_, experiment, task, around, _ = ("", "", "", *folder.resolve().parts)
+    algorithm = "config" in about and algorithm_of(folder, about) or around
     try:
         columns = {name: np.array([float(row[column]) for row in rows])
                    for name, column in COLUMNS.items() if rows and column in rows[0]}
