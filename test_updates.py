@@ -46,7 +46,7 @@ from ctrpo import barrier_step
 from problems import (
     BARRIERS, IDENTITY, barrier_training, both_barriers, cases, first_order, garnets,
     optimal_safety_biased_step, plane, problems, random_problem, safe_starts, units)
-from sbtrpo import safety_biased_step
+from sbtrpo import conjugate_gradients, convex_weights, safety_biased_step
 from tabular_cmdp import hazard_grid, two_state
 
 
@@ -184,6 +184,26 @@ def test_every_degenerate_row_is_finite(update):
         for name, arguments, expected in rows:
             check(f"degenerate, {'convex' if convex else 'optimal'}, {name}",
                   np.abs(update(*arguments)[0] - expected).max(), at_most=IDENTITY)
+
+
+def test_the_promise_to_cost_survives_rough_solves():
+    """Directions after one iteration of conjugate gradients, in three dimensions: the cosine of the two steps
+    is none any more, up to 30, and the promise to cost is kept for all that. Control: clipped to [-1, 1], as
+    it is for exact solves, it would not be."""
+    rng, worst, clipped, largest = np.random.default_rng(5), 0.0, 0.0, 0.0
+    for _ in range(2000):
+        F, g_r, g_c = np.diag(10.0 ** rng.uniform(-3, 3, 3)), *rng.normal(size=(2, 3))
+        x_r, x_c = (conjugate_gradients(F.dot, g, 1)[0] for g in (g_r, g_c))
+        for update in ("convex", "optimal"):
+            step, info = safety_biased_step(g_r, x_r, g_c, x_c, 0.01, 0.75, update=update)
+            unit = info["best_cost"] * (1 + abs(info["rho"]))
+            worst = max(worst, (float(g_c @ step) + info["required"]) / unit)
+        largest = max(largest, abs(info["rho"]))
+        weight, mu = convex_weights(float(np.clip(info["rho"], -1, 1)), 0.75)
+        clipped = max(clipped, weight * info["rho"] - mu + 0.75)
+    check("rough solves: cost beyond the promise [best decrease]", worst, at_most=IDENTITY)
+    check("rough solves: largest cosine of the steps", largest, at_least=10)
+    check("rough solves: cost beyond the promise if the cosine were clipped", clipped, at_least=1)
 
 
 def test_full_bias_and_orthogonal_gradients_gain_nothing():
