@@ -9,7 +9,8 @@
 """Few differences between three seeds hold: `uv run studies/differences.py` writes results/differences.md.
 
 A section is a claim, a line of it one metric of two samples of seeds. The value of a seed is its mean over
-the epochs of the last tenth of the steps that all seeds of its folder have come to, or over 100 fresh episodes.
+the epochs of the last tenth of the steps that all seeds of its folder have come to, or over 100 fresh
+episodes.
 
 difference   of the means, with Welch's 95% interval, for normal samples of different variances; p is that of
              his test. A published sample is known by its mean, standard deviation and number of seeds. One

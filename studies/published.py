@@ -6,11 +6,12 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""Draws runs of a task over published ones, and prints a Markdown table of all at equal steps.
+"""C-TRPO's returns and costs are those of its official release, as far as the seeds can tell:
+results/published.md, by `uv run studies/published.py OUT.png TASK LABEL=FOLDER ...` for each task.
 
-`uv run studies/published.py OUT.png TASK LABEL=FOLDER ...`: each FOLDER holds runs, one a seed, of
-ours or of the official release of C-TRPO, whose columns have the same names; the first is drawn in grey. All
-are averaged over --window steps (the release's numbers are themselves running means over 50 episodes).
+It draws runs over published ones, and prints a table of all at equal steps. A FOLDER holds runs, one a seed,
+of ours or of the official release of C-TRPO, whose columns have the same names; the first is drawn in grey.
+All are averaged over --window steps (the release's numbers are themselves running means over 50 episodes).
 Lines are means over seeds; bands, and what follows ±, one standard deviation, with n - 1. The cost regret is
 the sum over time of max(0, cost - limit), of these averages, in cost per episode times million steps: what
 exceeds the limit within an average does not count, for either.
@@ -47,7 +48,7 @@ def cell(values: np.ndarray) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0])
     parser.add_argument("path", metavar="OUT.png", type=Path)
     parser.add_argument("task", metavar="TASK")
     parser.add_argument("series", metavar="LABEL=FOLDER", nargs="+")

@@ -6,7 +6,8 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""`uv run studies/table.py` puts one table of the runs in results/ into README.md, between two comments.
+"""All runs in one table: of results/, by `uv run studies/table.py`, which puts it between two comments of
+README.md or of a page in docs/.
 
 A row is a task, an algorithm with its options, and the end of a folder's name, which is
 results/ALGORITHM-TASK-SETTING. Numbers are means over the epochs of the last tenth of the steps that all its
@@ -14,12 +15,12 @@ seeds have come to, training episodes; then the mean over seeds ± their standar
 one seed. ROWS holds what was published, too.
 """
 
-import sys
+import argparse, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
-from ledger import replaced
+from ledger import put
 from report import cut, final, find, have, number, spread
 
 COMMENTS = "<!-- the results, by studies/table.py -->\n", "<!-- end of the results -->"
@@ -82,7 +83,10 @@ def table() -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def main(argv: list[str] | None = None) -> None:
+    argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0]).parse_args(argv)
+    print(put(table(), *COMMENTS))
+
+
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(replaced(readme.read_text(), *COMMENTS, table()))
-    print(readme)
+    main()

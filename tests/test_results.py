@@ -1,6 +1,6 @@
 """The index of results/ says what is there, no less and no more. Part of `uv run test_updates.py`."""
 
-import csv, json, re, shlex, sys
+import ast, csv, json, re, shlex, subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "studies")]
 import differences
+import margins
 import published
 import report
 import table
@@ -170,3 +171,36 @@ def test_rows_of_ours_beside_the_release_are_those_of_the_runs(tmp_path, capsys)
         [known] = [line.split("|")[4:6] for line in of_task if line.startswith("| 5M | published")]
         assert " at ".join(cell.strip() for cell in known) in next(
             row[-1] for row in table.ROWS if row[0] == task and "±" in row[-1])
+
+
+def test_margins_are_those_of_the_runs(capsys, monkeypatch):
+    """results/margins.md is what studies/margins.py prints of the folders that its labels name."""
+    monkeypatch.chdir(ROOT)
+    tasks = {"PointGoal1": table.POINT, "Ant": table.ANT, "Hopper": table.HOPPER}
+    ends = {"defaults": "defaults-5M", "preset paper": "paper", "delta 0.03": "delta-0.03"}
+    lines = [line for line in (RESULTS / "margins.md").read_text().splitlines() if line.startswith("|")]
+    labels = list(dict.fromkeys(line.split("|")[1].split(", seed")[0].strip() for line in lines[2:]))
+    assert len(labels) == 6
+    for label in labels:
+        task, setting = label.split(", ")
+        margins.main([f"{label}=results/ctrpo-{tasks[task]}-{ends[setting]}"])
+    printed = [line for line in capsys.readouterr().out.splitlines() if ", seed" in line]
+    assert printed == lines[2:]
+
+
+STUDIES = sorted((ROOT / "studies").glob("*.py"))
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
+def test_a_study_begins_with_its_claim_and_answers_help(study, tmp_path):
+    """The docstring's first paragraph names a file in results/, or the folder of pictures, that is there, and
+    the command that made it. --help prints its usage and writes nothing, in results/ or where it is asked."""
+    claim = ast.get_docstring(ast.parse(study.read_text())).split("\n\n")[0]
+    [named] = set(re.findall(r"(?:results|figures)/(?:[\w-]+\.\w+)?", claim))
+    assert (ROOT / named).exists() and "`uv run " in claim
+    before = {path: path.stat().st_mtime_ns for path in ROOT.glob("[!.]*/**/*") if path.suffix != ".pyc"}
+    done = subprocess.run([sys.executable, study, "--help"], cwd=tmp_path, text=True, capture_output=True)
+    after = {path: path.stat().st_mtime_ns for path in ROOT.glob("[!.]*/**/*") if path.suffix != ".pyc"}
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: {study.name}"), done.stderr
+    assert {path for path in after if after[path] != before.get(path) and path.is_file()} == set()
+    assert not list(tmp_path.iterdir())
