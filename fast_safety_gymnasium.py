@@ -8,8 +8,10 @@ with its costs) is the one that the package gives by itself, and so are its type
 Only the time differs. Covered are the navigation tasks Goal, Button, Push, Circle and Run, at levels 0 to 2
 and with all five agents, and the velocity tasks. What is not known here (vision, keyboard, race and fading
 tasks, options changed by hand) runs the original code, and a warning says so, once. Environments made with a
-`render_mode` run it as well: all that is visual is as before. Attributes of `env.task` changed by hand count
-from the next reset on. Python 3.11 can import the package, too, and gymnasium-robotics is not needed.
+`render_mode` run it as well: all that is visual is as before. So does the copy of an environment, until its
+next reset. Beside another mujoco or gymnasium than those of `VERSIONS` nothing is installed, and a warning
+says so. Attributes of `env.task` changed by hand count from the next reset on. Python 3.11 can import the
+package, too, and gymnasium-robotics is not needed.
 
 Where the time went, and no longer goes
  1. A reset decodes PNG textures, which only a renderer needs, and parses YAML and XML. Here the package
@@ -34,10 +36,20 @@ from types import SimpleNamespace
 import mujoco
 import numpy as np
 
+# what the proof in test_fast.py was run with
+VERSIONS = {"safety-gymnasium": ["1.0.0"], "mujoco": ["2.3.3"], "gymnasium": ["0.28.1", "0.29.1"]}
+
+def other_version(package: str) -> str:
+    """What is said of a package in another version than those of VERSIONS; empty if it is one of them."""
+    version = importlib.metadata.version(package)
+    if version in VERSIONS[package]:
+        return ""
+    return f"fast_safety_gymnasium is for {package} {' or '.join(VERSIONS[package])}, and here is {version}"
+
 def import_safety_gymnasium():
     """The package, in spite of gymnasium-robotics, and of Python 3.11, which refuses arrays as defaults."""
-    if (version := importlib.metadata.version("safety-gymnasium")) != "1.0.0":
-        raise ImportError(f"fast_safety_gymnasium is for safety-gymnasium 1.0.0, and here is {version}.")
+    if reason := other_version("safety-gymnasium"):
+        raise ImportError(f"{reason}.")
     dataclass, robotics = dataclasses.dataclass, "gymnasium_robotics.envs.multiagent_mujoco.mujoco_multi"
 
     def dataclass_with_arrays(cls):
@@ -48,8 +60,13 @@ def import_safety_gymnasium():
 
     if not importlib.util.find_spec("gymnasium_robotics"):
         sys.modules.setdefault(robotics, unittest.mock.MagicMock())
-    with unittest.mock.patch.object(dataclasses, "dataclass", dataclass_with_arrays):
-        return importlib.import_module("safety_gymnasium")
+    try:
+        with unittest.mock.patch.object(dataclasses, "dataclass", dataclass_with_arrays):
+            return importlib.import_module("safety_gymnasium")
+    except ImportError as error:
+        if reason := other_version("mujoco") or other_version("gymnasium"):
+            raise ImportError(f"{reason}, where safety-gymnasium cannot be imported: {error}.") from None
+        raise
 
 import_safety_gymnasium()
 import xmltodict
@@ -226,8 +243,17 @@ def kind(name: str, agent) -> int:
             | PILLAR * name.startswith("pillar") | GREMLIN * name.startswith("gremlin"))
     return bits | (BUTTON << int(name[6:]) if name.startswith("button") else 0)
 
-def make_plan(task) -> SimpleNamespace:
-    """What steps need of a world, found once at reset. Arrays of model and data are MuJoCo's own memory."""
+class Plan(SimpleNamespace):
+    """What steps need of a world. Its arrays of model and data are MuJoCo's own memory.
+
+    The copy of an environment has memory of its own, and copied arrays would belong to nothing. So the copy
+    of a plan is None, and so is what is read from a pickled one."""
+
+    def __reduce__(self):
+        return type(None), ()
+
+def make_plan(task) -> Plan:
+    """The plan of a world, found once at reset."""
     model, data, info, obstacles = task.model, task.data, task.agent.sensor_info, task._obstacles
     rows, bodies = {}, []  # an obstacle's name -> its rows among all objects; body of each object
     for obstacle in obstacles:
@@ -250,8 +276,8 @@ def make_plan(task) -> SimpleNamespace:
             slots[part, :bins] = starts[f"{name}_lidar"] + (np.arange(bins)[:, None] + [0, 1, -1]) % bins
     body = mujoco.mj_name2id(model, BODY, "agent")
     constrained = [thing for thing in obstacles if thing.is_constrained]
-    return SimpleNamespace(
-        engine=task.world.engine, model=model, data=data, ctrl=data.ctrl, qpos=data.qpos, qvel=data.qvel,
+    return Plan(
+        model=model, data=data, ctrl=data.ctrl, qpos=data.qpos, qvel=data.qvel,
         low=model.actuator_ctrlrange[:, 0].copy(), high=model.actuator_ctrlrange[:, 1].copy(),
         turns=model.nq > model.nv,  # there are quaternions in qpos
         body=body, position=data.xpos[body], matrix=data.xmat[body].reshape(3, 3), xpos=data.xpos,
@@ -297,7 +323,7 @@ def reset(self, *, seed: int | None = None, options: dict | None = None) -> tupl
     return observe(task, plan, vectors), {}
 
 # step
-def simulate(task, plan: SimpleNamespace, action: np.ndarray) -> None:
+def simulate(task, plan: Plan, action: np.ndarray) -> None:
     """Underlying.simulation_forward (bases.underlying), BaseAgent.apply_action, Gremlins.move (assets).
 
     np.clip is these two functions; binomial(n, 1) is n, and draws one double; gremlins have one target."""
@@ -314,7 +340,7 @@ def simulate(task, plan: SimpleNamespace, action: np.ndarray) -> None:
         mujoco.mj_step(model, data, nstep=frames)
     mujoco.mj_forward(model, data)
 
-def forward_again(plan: SimpleNamespace, settled: bool = False) -> bool:
+def forward_again(plan: Plan, settled: bool = False) -> bool:
     """mj_forward just after mj_forward; says whether positions and contacts are what they were.
 
     The stages of position and velocity are functions of qpos and qvel: they would give what is there. Only,
@@ -329,7 +355,7 @@ def forward_again(plan: SimpleNamespace, settled: bool = False) -> bool:
     mujoco.mj_forwardSkip(plan.model, plan.data, POSITION_AND_VELOCITY, 0)
     return True
 
-def geometry(plan: SimpleNamespace) -> tuple[np.ndarray, list]:
+def geometry(plan: Plan) -> tuple[np.ndarray, list]:
     """Vectors (n, 3) from the agent to all objects, and distances in the plane.
 
     BaseAgent.dist_xy (bases.base_agent): np.sum of two numbers is their sum; roots are rounded correctly."""
@@ -338,14 +364,14 @@ def geometry(plan: SimpleNamespace) -> tuple[np.ndarray, list]:
     squares = vectors * vectors
     return vectors, np.sqrt(squares[:, 0] + squares[:, 1]).tolist()
 
-def touched(plan: SimpleNamespace) -> set[int]:
+def touched(plan: Plan) -> set[int]:
     """The bits of both geometries of each contact in which the agent takes part."""
     if not plan.contacts:
         return set()
     contact = plan.data.contact
     return {pair for pair in (plan.kinds[contact.geom1] | plan.kinds[contact.geom2]).tolist() if pair & AGENT}
 
-def any_vase_moves(plan: SimpleNamespace, vases: Vases) -> bool:
+def any_vase_moves(plan: Plan, vases: Vases) -> bool:
     """Whether a velocity counts in Vases.cal_cost (assets.free_geoms). That is a Jacobian times qvel, hence,
     but for rounding, three entries of qvel; within 1% of the threshold, it is computed as there."""
     squares = plan.qvel[plan.vases] ** 2
@@ -355,7 +381,7 @@ def any_vase_moves(plan: SimpleNamespace, vases: Vases) -> bool:
     velocities = [get_body_xvelp(plan.model, plan.data, f"vase{i}") for i in range(vases.num)]
     return any(np.sqrt(np.sum(np.square(velocity))) >= vases.velocity_threshold for velocity in velocities)
 
-def costs(plan: SimpleNamespace, distances: list, touching: set[int]) -> dict:
+def costs(plan: Plan, distances: list, touching: set[int]) -> dict:
     """Builder._cost, BaseTask.calculate_cost (bases.base_task), and cal_cost of all obstacles (assets).
 
     Costs are sums of numbers that are not negative, and all that comes out is whether they are positive."""
@@ -379,14 +405,14 @@ def costs(plan: SimpleNamespace, distances: list, touching: set[int]) -> dict:
     cost["cost_sum"] = any(cost.values())
     return {name: float(value) for name, value in cost.items()}
 
-def goal_reward(task, plan: SimpleNamespace, vectors, distances: list, touching: set[int]) -> tuple:
+def goal_reward(task, plan: Plan, vectors, distances: list, touching: set[int]) -> tuple:
     """GoalLevel0.calculate_reward and .goal_achieved (tasks.safe_navigation.goal)."""
     distance = distances[plan.rows["goal"].start]
     reward = (task.last_dist_goal - distance) * task.goal.reward_distance
     task.last_dist_goal, achieved = distance, distance <= task.goal.size
     return reward + task.goal.reward_goal * achieved, achieved
 
-def button_reward(task, plan: SimpleNamespace, vectors, distances: list, touching: set[int]) -> tuple:
+def button_reward(task, plan: Plan, vectors, distances: list, touching: set[int]) -> tuple:
     """ButtonLevel0.calculate_reward and .goal_achieved (tasks.safe_navigation.button)."""
     distance, goal = distances[plan.rows["goal"].start], BUTTON << int(task.buttons.goal_button)
     reward = (task.last_dist_goal - distance) * task.buttons.reward_distance
@@ -398,7 +424,7 @@ def length(vector: np.ndarray) -> float:
     x, y, z = vector.tolist()
     return math.sqrt(x * x + y * y + z * z)
 
-def push_reward(task, plan: SimpleNamespace, vectors, distances: list, touching: set[int]) -> tuple:
+def push_reward(task, plan: Plan, vectors, distances: list, touching: set[int]) -> tuple:
     """PushLevel0.calculate_reward, .dist_box, .dist_box_goal, .goal_achieved (tasks.safe_navigation.push)."""
     box, row, goal = task.push_box, plan.rows["push_box"].start, plan.bodies[plan.rows["goal"].start]
     to_box, to_goal = length(vectors[row]), length(plan.xpos[plan.bodies[row]] - plan.xpos[goal])
@@ -408,14 +434,14 @@ def push_reward(task, plan: SimpleNamespace, vectors, distances: list, touching:
     task.last_dist_box, task.last_box_goal, achieved = to_box, to_goal, to_goal <= task.goal.size
     return reward + task.goal.reward_goal * achieved, achieved
 
-def circle_reward(task, plan: SimpleNamespace, vectors, distances: list, touching: set[int]) -> tuple:
+def circle_reward(task, plan: Plan, vectors, distances: list, touching: set[int]) -> tuple:
     """CircleLevel0.calculate_reward (tasks.safe_navigation.circle) with BaseAgent.vel: the same calls."""
     mujoco.mj_jacBody(plan.model, plan.data, plan.jacobian, None, plan.body)
     (x, y, _), (u, v, _) = plan.position, np.dot(plan.jacobian, plan.qvel)
     radius = np.sqrt(x**2 + y**2)
     return ((-u * y + v * x) / radius) / (1 + np.abs(radius - task.circle.radius)) * task.reward_factor, False
 
-def run_reward(task, plan: SimpleNamespace, vectors, distances: list, touching: set[int]) -> tuple:
+def run_reward(task, plan: Plan, vectors, distances: list, touching: set[int]) -> tuple:
     """RunLevel0.calculate_reward (tasks.safe_navigation.run): the same calls."""
     potential = -np.linalg.norm(plan.position[:2] - task.goal_pos) * task.reward_factor
     reward, task.old_potential = potential - task.old_potential, potential
@@ -425,7 +451,7 @@ REWARDS = {getattr(tasks, f"{name}Level{level}"): function for level in range(3)
     ("Goal", goal_reward), ("Button", button_reward), ("Push", push_reward), ("Circle", circle_reward))}
 REWARDS[tasks.RunLevel0] = run_reward
 
-def observe(task, plan: SimpleNamespace, vectors: np.ndarray) -> np.ndarray:
+def observe(task, plan: Plan, vectors: np.ndarray) -> np.ndarray:
     """BaseTask.obs, ButtonLevel0.obs, BaseAgent.obs_sensor, and gymnasium's flatten. Changes `vectors`."""
     obs, end = np.zeros(plan.size), len(plan.direct)
     obs[:end] = plan.sensordata.take(plan.direct)
@@ -441,7 +467,7 @@ def observe(task, plan: SimpleNamespace, vectors: np.ndarray) -> np.ndarray:
             obs[start : start + task.lidar_conf.num_bins] = 0
     return obs
 
-def add_lidars(task, plan: SimpleNamespace, vectors: np.ndarray, obs: np.ndarray) -> None:
+def add_lidars(task, plan: Plan, vectors: np.ndarray, obs: np.ndarray) -> None:
     """BaseTask._obs_lidar_pseudo and ._ego_xy (bases.base_task), for all objects of all lidars at once.
 
     matmul takes a stack of (1, 3) by (3, 3) one by one, by the routine for a single vector; all else is done
@@ -463,7 +489,7 @@ def add_lidars(task, plan: SimpleNamespace, vectors: np.ndarray, obs: np.ndarray
 def step(self, action: np.ndarray) -> tuple:
     """Builder.step and ._reward (safety_gymnasium.builder), in the same order."""
     plan = self.__dict__.get("fast_plan")
-    if plan is None or plan.engine.data is not plan.data:
+    if plan is None or plan.data is not self.task.world.engine.data:
         return ORIGINAL[Builder, "step"](self, action)
     assert not (self.terminated or self.truncated), "Environment must be reset before stepping."
     task, action = self.task, np.array(action, copy=False)
@@ -595,6 +621,9 @@ def exact() -> bool:
 def install() -> None:
     """Puts the functions of this file in their places; a second time is as good as once."""
     if ORIGINAL:
+        return
+    if reason := other_version("mujoco") or other_version("gymnasium"):
+        warnings.warn(f"{reason}: the original code runs.", stacklevel=2)
         return
     if not exact():
         warnings.warn("fast_safety_gymnasium is not installed: numpy on this machine rounds arrays otherwise "

@@ -1,7 +1,8 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
-#                 "autograd==1.8.0", "matplotlib==3.10.8"]
+#                 "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7",
+#                 "threadpoolctl==3.6.0"]
 # [tool.uv]
 # override-dependencies = [
 #   "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     script, moved = importlib.import_module(given.algorithm), []
     advance = script.advance
-    config, run, state = script.open_run(given.options)
+    config, run, state, _ = script.open_run(given.options)
 
     def watched(state, batch, theta, *rest):
         before, after = script.make_actor(state), advance(state, batch, theta, *rest)

@@ -1,7 +1,8 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
-#                 "autograd==1.8.0", "matplotlib==3.10.8", "tqdm==4.67.1", "scipy==1.15.3",
+#                 "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7",
+#                 "threadpoolctl==3.6.0", "tqdm==4.67.1", "scipy==1.15.3",
 #                 "distributed==2026.8.0", "tomli==2.5.0; python_version < '3.11'"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
@@ -257,7 +258,7 @@ def train(run: Run, root: str, home: str, workers: int, topic: str) -> dict:
     worker, started, folder = get_worker(), time.monotonic(), Path(home, run.folder)
     key = worker.get_current_task()
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock, open(folder / "log.txt", "a+b") as log:
+    with open(folder / "sweep.lock", "w") as lock, open(folder / "log.txt", "a+b") as log:
         while not locked(lock):  # another sweep has this run, or a process that is being killed
             if not wanted(worker, key):
                 raise Reschedule

@@ -18,7 +18,7 @@ import pytest
 import ctrpo
 import sbtrpo
 import strpo
-from test_updates import HERE, check
+from conftest import ROOT, check
 
 # ------------------------------------------------------------------------------------ whole runs
 
@@ -34,7 +34,7 @@ RUN = run_of()
 
 def start(folder: Path, *options: str, script=sbtrpo, **popen) -> subprocess.Popen:
     """The script as its users start it, in this folder, which can also hold modules with environments."""
-    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{HERE}", **popen.pop("env", {})}
+    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", **popen.pop("env", {})}
     options = [*map(str, options), *([] if "--workers" in options else ["--workers", "1"])]
     return subprocess.Popen([sys.executable, script.__file__, *options], cwd=folder, text=True,
                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen)
@@ -150,12 +150,14 @@ def test_kill_9_within_a_save_leaves_the_old_or_the_new_state(reference, tmp_pat
     seen = []
     for call in range(6):
         run = shutil.copytree(reference / RUN, tmp_path / str(call))
-        old = sbtrpo.load_run(run)[1]
+        config, old = sbtrpo.load_run(run)
         if not (pid := os.fork()):
             die_at_call(call)
             columns = old["progress"].splitlines()[0].split(b",")
-            sbtrpo.save(run, {**old, "epoch": 11}, dict.fromkeys(columns, 0.0))
-            os._exit(0)
+            try:
+                sbtrpo.save(run, config, {**old, "epoch": 11}, dict.fromkeys(columns, 0.0))
+            finally:
+                os._exit(0)
         assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == (signal.SIGKILL if call < 5 else 0)
         state = sbtrpo.load_run(run)[1]
         assert state["progress"].count(b"\n") == 1 + state["epoch"]
@@ -167,7 +169,7 @@ def test_kill_9_within_a_save_leaves_the_old_or_the_new_state(reference, tmp_pat
 
 def kill_a_worker(process: subprocess.Popen) -> None:
     children = psutil.Process(process.pid).children()
-    next(child for child in children if "spawn_main" in " ".join(child.cmdline())).kill()
+    next(child for child in children if "popen_loky_posix" in " ".join(child.cmdline())).kill()
 
 
 def test_a_worker_killed_in_mid_epoch_changes_nothing(reference, tmp_path):
@@ -195,7 +197,7 @@ if __name__ == "__main__":
 def test_a_dask_cluster_gives_the_same_result(reference, tmp_path):
     """`--scheduler`, on a cluster that has the environment but not the script; one of its two worker
     processes is killed in the middle of an epoch. Equal bit for bit."""
-    shutil.copy(HERE / "tabular_cmdp.py", tmp_path)
+    shutil.copy(ROOT / "tabular_cmdp.py", tmp_path)
     (tmp_path / "cluster.py").write_text(CLUSTER)
     cluster = subprocess.Popen([sys.executable, "cluster.py"], cwd=tmp_path, text=True, stderr=-3,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -350,18 +352,11 @@ def test_a_damaged_checkpoint_is_noticed(reference, tmp_path, capsys):
     assert "no run that can be resumed" in finish(start(tmp_path, "--resume", RUN), 1)[-1]
 
 
-def test_wrong_matrix_products_are_noticed(monkeypatch):
-    """Relative errors of 1e-10, where some OpenBLAS builds make large ones. Control: products as they are."""
-    class Wrong(np.ndarray):
-        def __matmul__(self, other):
-            return np.asarray(self) @ np.asarray(other) * (1 + 1e-10)
-
-    sbtrpo.check_blas()
-    draw = np.random.default_rng(0).standard_normal
-    monkeypatch.setattr(np.random, "default_rng", lambda seed: SimpleNamespace(
-        standard_normal=lambda shape: draw(shape).view(Wrong)))
-    with pytest.raises(sbtrpo.Failure, match="wrongly"):
-        sbtrpo.check_blas()
+def test_a_numpy_that_multiplies_wrongly_is_refused(monkeypatch, capsys):
+    """1.23.5, which safety-gymnasium asks for, ships an OpenBLAS that does so on some CPUs."""
+    monkeypatch.setattr(np, "__version__", "1.23.5")
+    assert sbtrpo.main([]) == 1
+    assert "numpy 1.23.5 multiplies wrongly" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------- C-TRPO, briefly
@@ -387,7 +382,7 @@ def test_an_option_wins_over_a_preset(script, preset, tmp_path, monkeypatch):
     """A preset sets what is not given; and is written to config.json with the rest."""
     monkeypatch.chdir(tmp_path)
     options = f"--preset {preset} --beta 0.5 --task tabular_cmdp:TwoState-v0"
-    config, run, _ = script.open_run(options.split())
+    config, run, *_ = script.open_run(options.split())
     expected = script.PRESETS[preset] | {"beta": 0.5, "preset": preset}
     assert all(getattr(config, name) == value for name, value in expected.items()) and len(expected) > 3
     assert vars(script.load_run(run)[0]) | {"hidden": config.hidden} == vars(config)
