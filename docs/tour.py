@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["numpy==2.2.6", "autograd==1.8.0", "gymnasium==0.29.1", "scipy==1.15.3",
-#                 "matplotlib==3.10.8"]
+#                 "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7", "threadpoolctl==3.6.0"]
 # ///
 
 # %% [markdown]
