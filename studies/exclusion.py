@@ -7,7 +7,8 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""How far policies are from an unsafe one: `uv run studies/exclusion.py UNSAFE RUN [RUN ...]`.
+"""Learning leads away from an unsafe policy by itself: results/exclusion.md, by
+`uv run studies/exclusion.py UNSAFE RUN [RUN ...]` for each task.
 
 UNSAFE is a run of `strpo.py --stage unsafe`, each RUN one of any of the three scripts on its task. It prints
 KL(unsafe || policy) [nats, summed over action dimensions], its mean over the states of ten episodes of the
@@ -25,7 +26,8 @@ from evaluate import load
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(usage="%(prog)s UNSAFE RUN [RUN ...]")
+    parser = argparse.ArgumentParser(allow_abbrev=False, usage="%(prog)s UNSAFE RUN [RUN ...]",
+                                     description=__doc__.split("\n\n")[0])
     parser.add_argument("unsafe", type=Path, metavar="UNSAFE")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     options = parser.parse_args(argv)

@@ -7,7 +7,7 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""Draws the figures of the README.
+"""Draws the pictures in figures/ of exact worlds, and training curves: `uv run studies/figures.py NAME`.
 
 `uv run studies/figures.py table`: figures/left_on_the_table.png, the first-order reward of the convex
 step and of the exact optimum, in units of the best reward step, sqrt(2 delta g_r.x_r), over rho, the cosine
@@ -413,7 +413,7 @@ DRAWINGS = {"trust-regions": (trust_regions, "trust_regions.png"), "two-state": 
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("all", help="all of the following but the training curves")
     for name, (draw, path) in DRAWINGS.items():

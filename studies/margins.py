@@ -7,7 +7,8 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""Does C-TRPO know its margin? `uv run studies/margins.py [LABEL=]FOLDER ...`, of runs of ctrpo.py.
+"""C-TRPO does not know its margin: a normal step is taken when noise has made the cost look low. See
+results/margins.md, by `uv run studies/margins.py [LABEL=]FOLDER ...`, of runs of ctrpo.py.
 
 The margin of a step is b - J_c, and J_c a mean of a few episodes. A step is normal because J_c came out low:
 chosen by its own noise, it is too low on average, and the margin too wide. The table shows it by the cost of
@@ -19,7 +20,7 @@ the next epoch, whose episodes nobody has chosen; part of the gap is what the st
     recovery     mean J_c of the epochs with a recovery step, and mean cost of the epochs after them
 """
 
-import csv, sys
+import argparse, csv, sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
@@ -44,9 +45,9 @@ def cells_of(folder: Path) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    texts = sys.argv[1:] if argv is None else argv
-    if not texts or texts[0].startswith("-"):
-        sys.exit("usage: margins.py [LABEL=]FOLDER [[LABEL=]FOLDER ...]")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0])
+    parser.add_argument("folders", metavar="[LABEL=]FOLDER", nargs="+", help="runs, at any depth")
+    texts = parser.parse_args(argv).folders
     head = ["run", "noise", "normal", "J_c", "next epoch", "recovery: J_c", "next epoch"]
     lines = [head, ["---"] * len(head)]
     lines += [[f"{run.label or run.task}, seed {run.seed}", *cells_of(run.folder)] for run in find(texts)]

@@ -7,10 +7,12 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""How many episodes does a step need? Measures the noise of sampled policy gradients on exact worlds.
+"""A batch of three times the noise scale is enough for a step: results/noise.json, by
+`uv run studies/noise.py`.
 
-`uv run studies/noise.py` writes results/noise.json, from 8,192 episodes of each of four policies, sampled
-and estimated by the functions that train, and compared with the exact gradient g. With n episodes in a batch,
+It measures the noise of sampled policy gradients on exact worlds: 8,192 episodes of each of four policies,
+sampled and estimated by the functions that train, compared with the exact gradient g. For n episodes in a
+batch,
 
     |v|^2  = v.F^+ v                          the metric of the natural gradient; v a gradient
     e(n)   = |ghat - g| / |g|                 relative error of a batch's gradient ghat
@@ -208,7 +210,7 @@ def rounded(value):
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0])
     parser.add_argument("--episodes", type=int, default=8_192, help="of every policy")
     parser.add_argument("--only", nargs="+", choices=WORLDS, default=list(WORLDS), help="and keep the others")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "noise.json")

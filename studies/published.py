@@ -7,14 +7,15 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""Draws runs of a task over published ones, and prints a Markdown table of all at equal steps.
+"""C-TRPO's returns and costs are those of its official release, as far as the seeds can tell:
+results/published.md, by `uv run studies/published.py OUT.png TASK LABEL=FOLDER ...` for each task.
 
-`uv run studies/published.py OUT.png TASK LABEL=FOLDER ...`: each FOLDER holds runs, one a seed, of
-ours or of the official release of C-TRPO, whose columns have the same names; the first is drawn in grey. All
-are averaged over --window steps (the release's numbers are themselves running means over 50 episodes).
-Lines are means over seeds, bands one standard deviation. The cost regret is the sum over time of
-max(0, cost - limit), of these averages, in cost per episode times million steps: what exceeds the limit
-within an average does not count, for either.
+It draws runs over published ones, and prints a table of all at equal steps. A FOLDER holds runs, one a seed,
+of ours or of the official release of C-TRPO, whose columns have the same names; the first is drawn in grey.
+All are averaged over --window steps (the release's numbers are themselves running means over 50 episodes).
+Lines are means over seeds; bands, and what follows ±, one standard deviation, with n - 1. The cost regret is
+the sum over time of max(0, cost - limit), of these averages, in cost per episode times million steps: what
+exceeds the limit within an average does not count, for either.
 """
 
 import argparse, sys
@@ -23,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import numpy as np
 from matplotlib.figure import Figure
-from report import COLOURS, Run, find, save, smooth
+from report import COLOURS, Run, find, save, smooth, spread
 
 PANELS = {"return": "return per episode", "cost": "cost per episode", "regret": "cost regret, in total"}
 MARKS = 1_000_000, 2_000_000, 3_000_000, 5_000_000, 10_000_000  # rows, beside the last that all have
@@ -41,13 +42,14 @@ def averages(group: list[Run], window: int, limit: float) -> tuple[np.ndarray, d
 
 
 def cell(values: np.ndarray) -> str:
-    """Mean and standard deviation over seeds."""
+    """Mean ± standard deviation over seeds; a single one has no ±."""
     digits = 0 if values.mean() >= 100 else 1
-    return f"{values.mean():,.{digits}f} ± {values.std():,.{digits}f}"
+    mean = f"{values.mean():,.{digits}f}"
+    return f"{mean} ± {spread(values):,.{digits}f}" if len(values) > 1 else mean
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0])
     parser.add_argument("path", metavar="OUT.png", type=Path)
     parser.add_argument("task", metavar="TASK")
     parser.add_argument("series", metavar="LABEL=FOLDER", nargs="+")
@@ -64,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     axes = dict(zip(PANELS, figure.subplots(1, 3)))
     for (label, (at, values)), colour in zip(groups.items(), ("#444444", *COLOURS)):
         for panel, axis in axes.items():
-            mean, std = values[panel].mean(0), values[panel].std(0)
+            mean, std = values[panel].mean(0), spread(values[panel])
             name = f"{label} ({len(values[panel])} seed{'s' * (len(values[panel]) > 1)})"
             axis.plot(at / 1e6, mean, color=colour, label=name)
             axis.fill_between(at / 1e6, mean - std, mean + std, color=colour, alpha=0.18, linewidth=0)
@@ -74,7 +76,8 @@ def main(argv: list[str] | None = None) -> None:
     axes["return"].legend(fontsize=9)
     figure.suptitle(options.task, fontsize=13)
     save(figure, options.path)
-    print("| steps | runs | seeds | return | cost | cost regret so far |\n|---|---|---|---|---|---|")
+    print(f"\n### {options.task}\n\n| steps | runs | seeds | return | cost | cost regret so far |\n"
+          "|---|---|---|---|---|---|")
     for t in sorted({*MARKS, int(min(at[-1] for at, _ in groups.values()))}):
         for label, (at, values) in groups.items():
             if t in at:

@@ -7,7 +7,8 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""Measures sampling, the update and memory side by side: `uv run studies/speed.py` (Linux, 40 minutes).
+"""Sampling is faster than with Safety Gymnasium as shipped, an update on one thread faster than PyTorch's:
+results/speed.json, by `uv run studies/speed.py` (Linux, 40 minutes).
 
 Every measurement has a process of its own and a warm-up, and takes turns with its competitors. Rates and
 times are medians over repetitions, ratios the medians of the ratios within each repetition. The table goes
@@ -410,7 +411,7 @@ def machine() -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0])
     parts = "sampling", "environment", "update", "epoch", "memory"
     parser.add_argument("--only", choices=parts, help="just this")
     parser.add_argument("--tasks", nargs="+", choices=BARS, default=list(BARS), metavar="TASK",

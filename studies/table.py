@@ -7,7 +7,8 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""`uv run studies/table.py` puts one table of the runs in results/ into README.md, between two comments.
+"""All runs, a table a paper: of results/, by `uv run studies/table.py`, which puts them between two comments
+of README.md or of a page in docs/.
 
 A row is a task, an algorithm with its options, and the end of a folder's name, which is
 results/ALGORITHM-TASK-SETTING. Numbers are means over the epochs of the last tenth of the steps that all its
@@ -15,17 +16,17 @@ seeds have come to, training episodes; then the mean over seeds ± their standar
 one seed. ROWS holds what was published, too.
 """
 
-import sys
+import argparse, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
-from ledger import replaced
-from report import cut, final, find, have, number
+from ledger import put
+from report import cut, final, find, have, number, spread
 
 COMMENTS = "<!-- the results, by studies/table.py -->\n", "<!-- end of the results -->"
-HEAD = ["task", "algorithm", "return", "cost", "safety probability", "safe reward", "steps", "seeds", "hours",
-        "published, return at cost or safe reward at safety probability"]
+HEAD = ["task", "options", "return", "cost", "safety probability", "safe reward", "steps", "seeds", "hours",
+        "published, return at cost or safe reward at safety probability", "folder"]
 CIRCLE, GOAL, POINT = "SafetyCarCircle1-v0", "SafetyCarGoal1-v0", "SafetyPointGoal1-v0"
 CIRCLE2, SWIMMER = "SafetyCarCircle2-v0", "SafetySwimmerVelocity-v1"
 HOPPER, ANT = "SafetyHopperVelocity-v1", "SafetyAntVelocity-v1"
@@ -40,17 +41,17 @@ ROWS = [
     (CIRCLE2, "C-TRPO", "cost-limit-25", ""),
     (CIRCLE2, "C-TRPO, `--cost-limit 0`", "cost-limit-0", ""),
     (SWIMMER, "SB-TRPO, `--preset safe`", "safe", "48 ± 26 at 0.98 ± 0.02 (20M, 5 seeds)"),
-    (HOPPER, "C-TRPO", "defaults-5M", "1,401 ± 489 at 21.7 ± 4.1 (5M, 5 seeds)"),
+    (HOPPER, "C-TRPO", "defaults-5M", "1,401 ± 547 at 21.7 ± 4.6 (5M, 5 seeds)"),
     (HOPPER, "C-TRPO, `--preset paper`", "paper", "the same"),
     (HOPPER, "sTRPO", "exact", ""),
     (HOPPER, "sTRPO, `--exclusion none`", "exclusion-none", ""),
     (HOPPER, "SB-TRPO", "defaults-1M", ""),
-    (ANT, "C-TRPO, `--initial-std 0.5 --delta 0.03`", "delta-0.03", "2,943 ± 85 at 15.8 ± 3.9 (5M, 5 seeds)"),
+    (ANT, "C-TRPO, `--initial-std 0.5 --delta 0.03`", "delta-0.03", "2,943 ± 95 at 15.8 ± 4.3 (5M, 5 seeds)"),
     (ANT, "C-TRPO, `--preset paper`", "paper", "the same"),
     (ANT, "C-TRPO, `--initial-std 0.5`", "delta-0.01", "the same"),
     (ANT, "sTRPO, `--initial-std 0.5`", "exact", ""),
     (ANT, "SB-TRPO, `--initial-std 0.5`", "std-0.5-1M", ""),
-    (POINT, "C-TRPO", "defaults-5M", "14.5 ± 2.3 at 26.3 ± 2.7 (5M, 5 seeds)"),
+    (POINT, "C-TRPO", "defaults-5M", "14.5 ± 2.6 at 26.3 ± 3.0 (5M, 5 seeds)"),
     (POINT, "C-TRPO, `--preset paper`", "paper", "the same"),
     (CIRCLE, "sTRPO", "exact", ""),
     (CIRCLE, "sTRPO, `--exclusion none`", "exclusion-none", ""),
@@ -69,21 +70,29 @@ def cells(folder: Path, algorithm: str, task: str) -> list[str]:
     assert len({run.seed for run in runs}) == len(runs), f"{folder} has two runs of one seed"
     [runs] = cut({"": runs}, None).values()
     values = [final(runs, name) for name in HEAD[2:6] if have(runs, name)]
-    spread = [f" ± {number(each.std())}" if len(runs) > 1 else "" for each in values]
-    means = [number(each.mean()) + std for each, std in zip(values, spread)]
+    spreads = [f" ± {number(spread(each))}" if len(runs) > 1 else "" for each in values]
+    means = [number(each.mean()) + std for each, std in zip(values, spreads)]
     return [*means, f"{runs[0].steps[-1] / 1e6:.2g}M", str(len(runs)), f"{final(runs, 'hours').mean():.2g}"]
 
 
 def table() -> str:
-    lines = [HEAD, ["---"] * len(HEAD)]
+    """The tables of the three papers, each below its heading."""
+    tables = {"SB-TRPO": "", "C-TRPO": "", "sTRPO": ""}
     for task, label, setting, published in ROWS:
-        algorithm = label.split(",")[0].replace("-", "").lower()
+        method, _, options = label.partition(", ")
+        algorithm = method.replace("-", "").lower()
         folder = ROOT / "results" / f"{algorithm}-{task}-{setting}"
-        lines.append([task, label, *cells(folder, algorithm, task), published])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        link = f"[{setting}](../results/{folder.name})"
+        line = [task, options or "defaults", *cells(folder, algorithm, task), published, link]
+        tables[method] += f"| {' | '.join(line)} |\n"
+    head = f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}\n"
+    return "\n".join(f"### {method}\n\n{head}{lines}" for method, lines in tables.items())
+
+
+def main(argv: list[str] | None = None) -> None:
+    argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0]).parse_args(argv)
+    print(put(table(), *COMMENTS))
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(replaced(readme.read_text(), *COMMENTS, table()))
-    print(readme)
+    main()

@@ -459,6 +459,11 @@ def profiles(path: Path, every: dict, style: dict, tasks: int) -> None:
 
 
 # tables
+def spread(values: np.ndarray) -> np.ndarray:
+    """The ± of this project: the standard deviation over seeds (axis 0), with n - 1; NaN for a single one."""
+    return np.std(values, axis=0, ddof=1) if len(values) > 1 else np.full(np.shape(values)[1:], np.nan)
+
+
 def number(x: float) -> str:
     digits = 0 if abs(x) >= 100 else 1 if abs(x) >= 10 else 2
     return "–" if np.isnan(x) else f"{x:,.{digits}f}"
