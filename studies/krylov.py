@@ -7,14 +7,14 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""The best step of few conjugate-gradient iterations is best in their Krylov space only: by how much?
+"""The best step of few conjugate-gradient iterations is the best in their Krylov space only, well below what
+the batch allows. See results/krylov.json, by `uv run studies/krylov.py RUN [RUN ...] --output FILE`.
 
-`uv run studies/krylov.py RUN [RUN ...] --output results/krylov.json`. A step of KL delta along x changes an
-objective by sqrt(2 delta g.x) to first order, if F x = g. After k iterations x solves that only within their
-Krylov space, and the change is the best in that space. Each RUN, of sbtrpo.py, gives two policies: the one it
-began with and the one it ended with. The table shows, for one batch of each and the run's own damping, the
-change after k iterations over that after the most: what the batch would have allowed. That is not what fresh
-episodes would have: late iterations fit the noise of the batch, too.
+A step of KL delta along x changes an objective by sqrt(2 delta g.x) to first order, if F x = g. After k
+iterations x solves that within their Krylov space, and the change is the best in that space. Each RUN, of
+sbtrpo.py or ctrpo.py, gives two policies: the one it began with and the one it ended with. The table shows,
+for one batch of each and the run's own damping, the change after k iterations over that after the most. That
+is what the batch allows, not what fresh episodes would: late iterations fit the noise of the batch, too.
 """
 
 import argparse, json, sys
