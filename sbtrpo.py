@@ -105,7 +105,7 @@ def safety_biased_step(reward_gradient, reward_direction, cost_gradient, cost_di
     # per_best @ step: the change of an objective, in units of the best step's
     step_r, per_best_r = steepest_step(reward_gradient, reward_direction, delta)
     step_c, per_best_c = steepest_step(cost_gradient, -cost_direction, delta)
-    rho = float(np.clip(per_best_c @ step_r, -1, 1))
+    rho = float(per_best_c @ step_r)
     # 1 - rho^2, but without cancellation where rho is near 1 or -1
     sine2 = max(0.0, float((per_best_r - rho * per_best_c) @ (step_r + rho * step_c)))
     best_reward, best_cost = float(reward_gradient @ step_r), float(-cost_gradient @ step_c)

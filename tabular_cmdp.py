@@ -40,8 +40,6 @@ from typing import NamedTuple
 import autograd.numpy as np
 import gymnasium as gym
 from autograd import grad
-from scipy.integrate import solve_ivp
-from scipy.optimize import linprog
 
 Array = np.ndarray
 
@@ -171,6 +169,7 @@ class TabularCMDP:
             return np.append(x_r - beta * r / per_w * x_c, -r * m ** (power - 1) / per_w if beta else 0)
 
         start = np.append(theta, np.log(margin) if beta else 0.0)
+        from scipy.integrate import solve_ivp  # here: to act in a world takes no scipy
         result = solve_ivp(velocity, (0, times[-1]), start, "LSODA", times, rtol=1e-12, atol=1e-13)
         if not result.success:
             raise ArithmeticError(f"C-NPG could not be integrated: {result.message}")
@@ -191,6 +190,7 @@ class TabularCMDP:
         flow = np.repeat(np.eye(S), A, axis=1) - self.gamma * self.P.reshape(S * A, S).T
         budget = {} if np.isinf(limit) else {"A_ub": self.c.reshape(1, -1), "b_ub": [limit]}
         tight = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+        from scipy.optimize import linprog
         result = linprog(-objective.ravel(), A_eq=flow, b_eq=(1 - self.gamma) * self.mu, method="highs",
                          options=tight, **budget)
         if not result.success:

@@ -2,8 +2,8 @@
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                 "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7",
-#                 "threadpoolctl==3.6.0", "tqdm==4.67.1", "scipy==1.15.3",
-#                 "pytest==9.2.0", "hypothesis==6.168.5", "distributed==2026.8.0", "rliable==1.2.0",
+#                 "threadpoolctl==3.6.0", "tqdm==4.67.1", "scipy==1.15.3", "pytest==9.2.0",
+#                 "pytest-xdist==3.8.0", "hypothesis==6.168.5", "distributed==2026.8.0", "rliable==1.2.0",
 #                 "pandas==2.3.3", "dask-jobqueue==0.9.0", "tomli==2.5.0; python_version < '3.11'"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
@@ -46,15 +46,14 @@ from ctrpo import barrier_step
 from problems import (
     BARRIERS, IDENTITY, barrier_training, both_barriers, cases, first_order, garnets,
     optimal_safety_biased_step, plane, problems, random_problem, safe_starts, units)
-from sbtrpo import safety_biased_step
+from sbtrpo import conjugate_gradients, convex_weights, safety_biased_step
 from tabular_cmdp import hazard_grid, two_state
 
 
 @pytest.fixture(scope="session", autouse=True)
 def tables(pytestconfig):
     """The tables at the end, also where pytest is given this file alone, without tests/conftest.py."""
-    if not pytestconfig.pluginmanager.is_registered(conftest):
-        pytestconfig.pluginmanager.register(conftest)
+    conftest.pytest_configure(pytestconfig)
 
 
 # -------------------------------------------------------------------- SB-TRPO: the update, in any metric (A1)
@@ -185,6 +184,26 @@ def test_every_degenerate_row_is_finite(update):
         for name, arguments, expected in rows:
             check(f"degenerate, {'convex' if convex else 'optimal'}, {name}",
                   np.abs(update(*arguments)[0] - expected).max(), at_most=IDENTITY)
+
+
+def test_the_promise_to_cost_survives_rough_solves():
+    """Directions after one iteration of conjugate gradients, in three dimensions: the cosine of the two steps
+    is none any more, up to 30, and the promise to cost is kept for all that. Control: clipped to [-1, 1], as
+    it is for exact solves, it would not be."""
+    rng, worst, clipped, largest = np.random.default_rng(5), 0.0, 0.0, 0.0
+    for _ in range(2000):
+        F, g_r, g_c = np.diag(10.0 ** rng.uniform(-3, 3, 3)), *rng.normal(size=(2, 3))
+        x_r, x_c = (conjugate_gradients(F.dot, g, 1)[0] for g in (g_r, g_c))
+        for update in ("convex", "optimal"):
+            step, info = safety_biased_step(g_r, x_r, g_c, x_c, 0.01, 0.75, update=update)
+            unit = info["best_cost"] * (1 + abs(info["rho"]))
+            worst = max(worst, (float(g_c @ step) + info["required"]) / unit)
+        largest = max(largest, abs(info["rho"]))
+        weight, mu = convex_weights(float(np.clip(info["rho"], -1, 1)), 0.75)
+        clipped = max(clipped, weight * info["rho"] - mu + 0.75)
+    check("rough solves: cost beyond the promise [best decrease]", worst, at_most=IDENTITY)
+    check("rough solves: largest cosine of the steps", largest, at_least=10)
+    check("rough solves: cost beyond the promise if the cosine were clipped", clipped, at_least=1)
 
 
 def test_full_bias_and_orthogonal_gradients_gain_nothing():
@@ -446,10 +465,12 @@ def test_exclusion_step_solves_its_problem_in_every_metric_and_scale(problem, f,
 
 
 def main() -> int:
-    """Runs pytest on this file and on all of tests/; arguments are pytest's."""
+    """Runs pytest on this file and on all of tests/: everything in two processes, each file in one of them.
+    With options, which are pytest's, in one process."""
     options = ["-q", "-p", "no:cacheprovider",
                "-W", "ignore::pytest.PytestAssertRewriteWarning"]  # this file has imported hypothesis already
-    return pytest.main([__file__, str(ROOT / "tests"), *options, *sys.argv[1:]])
+    options += sys.argv[1:] or ["-n", "2", "--dist", "loadfile"]
+    return pytest.main([__file__, str(ROOT / "tests"), *options])
 
 
 if __name__ == "__main__":

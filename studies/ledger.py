@@ -3,7 +3,8 @@
 # ///
 """Which theorem holds: results/ledger.json, by `uv run test_updates.py`, when a whole run has passed.
 
-`uv run studies/ledger.py` puts it as a table between two comments of README.md or of a page in docs/.
+`uv run studies/ledger.py` puts it as a table, and its counts as a sentence, between two comments of README.md
+or of a page in docs/.
 """
 
 import argparse, json, re, sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- the ledger, by studies/ledger.py -->\n", "<!-- end of the ledger -->"
+COUNTS = "<!-- the counts, by studies/ledger.py -->\n", "<!-- end of the counts -->"
 HEAD = ["row", "paper and number", "statement", "tried on", "verdict", "cases", "worst figure and its bound"]
 
 
@@ -30,6 +32,16 @@ def table(ledger: list[dict]) -> str:
     for line in lines:
         line[:] = [cell.replace("|", "\\|").replace("<=", "≤").replace(">=", "≥") for cell in line]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def counts(ledger: list[dict]) -> str:
+    """One sentence: how many statements hold, and how many only with a correction."""
+    verdicts = [row["verdict"] for row in ledger]
+    kinds = "holds", "fails as printed", "holds as corrected"
+    holds, wrong, right = (verdicts.count(kind) for kind in kinds)
+    others = len(verdicts) - holds - wrong - right
+    left = f", {others} are open" if others else ""
+    return f"{holds} statements hold, {wrong} fail as printed, {right} of these hold as corrected{left}.\n"
 
 
 def replaced(page: str, start: str, end: str, table: str) -> str:
@@ -56,13 +68,15 @@ def put(table: str, start: str, end: str) -> Path:
     return page
 
 
-def updated(page: str, ledger: list[dict]) -> str:
-    return replaced(page, START, END, table(ledger))
+def updated(pages: str, ledger: list[dict]) -> str:
+    """The text of all pages, with what the ledger says."""
+    return replaced(replaced(pages, START, END, table(ledger)), *COUNTS, counts(ledger))
 
 
 def main(argv: list[str] | None = None) -> None:
     argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0]).parse_args(argv)
-    print(put(table(json.loads((ROOT / "results" / "ledger.json").read_text())), START, END))
+    ledger = json.loads((ROOT / "results" / "ledger.json").read_text())
+    print(put(table(ledger), START, END), put(counts(ledger), *COUNTS))
 
 
 if __name__ == "__main__":

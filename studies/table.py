@@ -7,8 +7,8 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""All runs in one table: of results/, by `uv run studies/table.py`, which puts it between two comments of
-README.md or of a page in docs/.
+"""All runs, a table a paper: of results/, by `uv run studies/table.py`, which puts them between two comments
+of README.md or of a page in docs/.
 
 A row is a task, an algorithm with its options, and the end of a folder's name, which is
 results/ALGORITHM-TASK-SETTING. Numbers are means over the epochs of the last tenth of the steps that all its
@@ -25,8 +25,8 @@ from ledger import put
 from report import cut, final, find, have, number, spread
 
 COMMENTS = "<!-- the results, by studies/table.py -->\n", "<!-- end of the results -->"
-HEAD = ["task", "algorithm", "return", "cost", "safety probability", "safe reward", "steps", "seeds", "hours",
-        "published, return at cost or safe reward at safety probability"]
+HEAD = ["task", "options", "return", "cost", "safety probability", "safe reward", "steps", "seeds", "hours",
+        "published, return at cost or safe reward at safety probability", "folder"]
 CIRCLE, GOAL, POINT = "SafetyCarCircle1-v0", "SafetyCarGoal1-v0", "SafetyPointGoal1-v0"
 CIRCLE2, SWIMMER = "SafetyCarCircle2-v0", "SafetySwimmerVelocity-v1"
 HOPPER, ANT = "SafetyHopperVelocity-v1", "SafetyAntVelocity-v1"
@@ -76,12 +76,17 @@ def cells(folder: Path, algorithm: str, task: str) -> list[str]:
 
 
 def table() -> str:
-    lines = [HEAD, ["---"] * len(HEAD)]
+    """The tables of the three papers, each below its heading."""
+    tables = {"SB-TRPO": "", "C-TRPO": "", "sTRPO": ""}
     for task, label, setting, published in ROWS:
-        algorithm = label.split(",")[0].replace("-", "").lower()
+        method, _, options = label.partition(", ")
+        algorithm = method.replace("-", "").lower()
         folder = ROOT / "results" / f"{algorithm}-{task}-{setting}"
-        lines.append([task, label, *cells(folder, algorithm, task), published])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        link = f"[{setting}](../results/{folder.name})"
+        line = [task, options or "defaults", *cells(folder, algorithm, task), published, link]
+        tables[method] += f"| {' | '.join(line)} |\n"
+    head = f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}\n"
+    return "\n".join(f"### {method}\n\n{head}{lines}" for method, lines in tables.items())
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -16,7 +16,8 @@ import pytest
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
-RECORDS = {}  # name of a figure -> Record
+RECORDS = {}  # name of a figure -> Record, of all tests so far
+OF_THIS_TEST = {}  # the same, of the test that runs
 
 with warnings.catch_warnings():  # without a configuration file, plain pytest does not know the mark
     warnings.simplefilter("ignore")
@@ -58,12 +59,36 @@ B5 CPO 2 | CPO, Proposition 2 | holds
 A1 | SB-TRPO, Eq. 4 | holds
     mu = max(0, (beta + rho) / (1 + rho)) is the least weight that keeps beta of the best cost decrease
     random metrics, beta .05 to 1, against a search in steps of 1e-4; without the paper's kappa
+A1 kappa printed | SB-TRPO, Eq. 4 with kappa | fails as printed
+    with kappa added to the denominator of mu the step keeps beta of the best cost decrease
+    a run on the grid, beta .75, kappa 1e-8 to 1e-4; summaries name kappa, but not its place
+A1 kappa corrected | SB-TRPO, Eq. 4 with kappa | holds as corrected
+    it misses the share k (beta + rho) / (1 + rho + k), k = kappa over the best decrease: kappa at most
+    random metrics, beta .05 to 1, kappa 1e-10 to 1e-3, cost gradients of order 1e-8 to 1
 A1 optimal | beyond SB-TRPO, --update optimal | holds
     k step_r + (beta + k rho) step_c, k^2 = (1 - beta^2) / (1 - rho^2), is the best of all steps that keep it
     random metrics, beta .05 to .99; certified by the dual
+A1 CPO printed | SB-TRPO, beta = 1 | fails as printed
+    with beta = 1 the step is CPO's
+    random metrics, excess J_c - b from -.5 to 1 of the best decrease; a run on the grid, b = 0
+A1 CPO corrected | SB-TRPO, beta = 1 | holds as corrected
+    it is where the excess is out of reach; else they are sqrt(2 - 2 max(f, -rho)) radii apart
+    the same; f is the excess over the best decrease, and out of reach from 1 on
+CG printed | TRPO and SB-TRPO, conjugate gradients | fails as printed
+    after any number of iterations the steps are the best of their KL, so that |rho| <= 1
+    networks of 26 to 68 parameters, 200 samples, 5 iterations; three dimensions, 1 iteration
+CG corrected | TRPO and SB-TRPO, conjugate gradients | holds as corrected
+    n iterations find the best step, of KL delta, of the Krylov space g, F g, ..., F^(n-1) g
+    the same networks, F with damping; if |rho| <= 1, the convex step keeps beta of that
 B1 | SB-TRPO, Lemma 4.1 (wording of a summary) | holds
     the idealised update raises J_r where aligned, ends at the least J_c; --update optimal nears it
     brute force, two states, mean KL; that J_c never rises is its constraint, holds by construction
+B1 rest printed | SB-TRPO, Lemma 4.1(3), shipped step | fails as printed
+    where it comes to rest, no policy of the ball costs less, nor earns more at equal cost
+    whole runs in double precision, two states and sparse Garnets, beta .25 and .75, both updates
+B1 rest corrected | SB-TRPO, Lemma 4.1(3), shipped step | holds as corrected
+    so it is, of all policies even, where no action has A_c < 0; elsewhere such an action has died out
+    the same; the best of all policies by linear program
 B2 | SB-TRPO, Theorem 4.2(1) | holds
     if g_c != 0, a small enough step lowers J_c
     random policies of Garnets, both updates, beta .75; full steps at delta = .01, too
@@ -79,6 +104,9 @@ C1 corrected | SB-TRPO, Theorem 4.2(2) | holds as corrected
 A2 | C-TRPO, the step | holds
     the natural reward step for H = F + w g_c g_c^T is along x_r - w (g_r.x_c) / (1 + w s) x_c
     random metrics, gradients of 1e-300 to 1e150, margins down to 1e-300; against a dense solve
+A2 orders | C-TRPO, the divergence | holds
+    it is D_Phi(old, new) + beta D_phi(new, old), of opposite orders; which ones, matters at order 3
+    shipped KL and barriers, random policies of all worlds; Phi the negative conditional entropy
 B6 | C-TRPO, surrogate divergence | holds
     it equals the exact one to second order (the summary claims first)
     along shipped steps from random policies of all worlds, both barriers, delta .1
@@ -112,9 +140,18 @@ B10 | C-NPG, central path | holds
 B11 | C-NPG, global convergence | holds
     V* - V_t <= D(rho*, rho_0) / t
     two states, x log x, beta .01, .1, 1, five safe starts, t <= 60; a case is a policy on the way
+B11 log | C-NPG, global convergence, -log x | holds
+    V* - V_t <= (KL(rho*, rho_0) + beta (1 - sqrt(m* / m_0))^2) / t; on the edge t (V* - V_t) -> beta
+    two states, beta .01, .1, 1; CMDPs with a face of optimal policies, inside and on the edge
+B11 shared | C-NPG, logits shared by states | holds
+    m > 0 at all times; but V_t need not tend to the best of its class, nor B11 hold for that
+    a CMDP whose two states act alike, both barriers; Garnets whose states share in pairs, -log x
 B12 | C-NPG, limit | holds
     of all optimal policies the flow finds the projection of its start
     random CMDPs with a face of optimal policies, inside and on the edge of the budget, beta .1
+B12 edge | C-NPG, limit, -log x on the edge | holds
+    all of the optimal face is infinitely far from the start; the limit is the nearest by KL alone
+    ten CMDPs with a face of optimal policies on the edge, beta .1; the distance falls as 1 / t
 B13 | C-NPG, rates of the margin | holds
     m ~ exp(-nu t / beta) for x log x, m ~ beta / (nu t) for -log x; nu is the price of the budget
     two states, beta .1, 1, five safe starts, between t = 40 and 60
@@ -139,6 +176,18 @@ C3 printed | sTRPO, Theorem 2 | fails as printed
 C3 corrected | sTRPO, Theorem 2 | holds as corrected
     J rises by L / (1 - gamma) - sqrt(2 delta) gamma eps / (1 - gamma)^2 at least
     exact steps on random CMDPs, gamma .3 to .99
+C3 A.1 printed | sTRPO, (A.1) | fails as printed
+    J rises by E_d[E_new A_new - 2 gamma eps / (1 - gamma) sqrt(KL(new, old) / 2)] / (1 - gamma) at least
+    a bandit; exact steps on random CMDPs, gamma .3 to .99
+C3 A.1 corrected | sTRPO, (A.1) | holds as corrected
+    it does with A_old for A_new, whose mean is 0: CPO's Corollary 1
+    exact steps on random CMDPs, gamma .3 to .99
+C3 A.3 printed | sTRPO, (A.3) | fails as printed
+    where E_d KL(old, new) <= delta, E_d sqrt(KL(new, old)) <= sqrt(E_d KL(new, old)) <= sqrt(2 delta)
+    a bandit; exact steps from random policies, theta ~ N(0, 25), on random CMDPs
+C3 A.3 corrected | sTRPO, (A.3) | holds as corrected
+    E_d sqrt(KL(old, new)) <= sqrt(delta), of which the constant of (A.4) is made
+    the same steps
 C4 printed | sTRPO, Theorem 3 | fails as printed
     J_c rises by 2 sqrt(2 delta) gamma eps / (1 - gamma)^2 at most; eps of A_new, which is 0, or of A_old
     a bandit; exact steps on random CMDPs that meet the assumptions, lambda = 0
@@ -186,21 +235,29 @@ class Record(NamedTuple):
     supports: str = ""
     refutes: str = ""
     cases: int = 0
+    place: tuple[str, int] = ("", 0)  # file and line of the test that comes first
 
     def holds(self) -> bool:
         return self.worst <= self.bound if self.sign == "<=" else self.worst >= self.bound
+
+
+def add(records: dict, figure: str, record: Record) -> None:
+    """Of a figure that is there already, the worse one is kept (NaN is the worst), and cases add up."""
+    before = records.get(figure, record._replace(cases=0))
+    worse = max if record.sign == "<=" else min
+    worst = record.worst if math.isnan(record.worst) else worse(before.worst, record.worst)
+    records[figure] = record._replace(worst=worst, cases=before.cases + record.cases,
+                                      place=min(before.place, record.place))
 
 
 def check(figure: str, worst: float, at_most: float | None = None, at_least: float | None = None,
           supports: str = "", refutes: str = "", cases: int = 0) -> None:
     """Records the figure for the closing tables, then asserts the bound (NaN fails). It may speak for or
     against a row of the ledger, as the worst of so many cases that no other figure of the row has counted."""
-    sign, bound, worse = ("<=", at_most, max) if at_least is None else (">=", at_least, min)
-    record = Record(float(worst), sign, bound, supports, refutes, int(cases))
+    sign, bound = ("<=", at_most) if at_least is None else (">=", at_least)
+    record = Record(float(worst), sign, float(bound), supports, refutes, int(cases))
     assert {supports, refutes} <= {*LEDGER, ""}
-    before = RECORDS.get(figure, record._replace(cases=0))
-    overall = record.worst if math.isnan(record.worst) else worse(before.worst, record.worst)
-    RECORDS[figure] = record._replace(worst=overall, cases=before.cases + record.cases)
+    add(OF_THIS_TEST, figure, record)
     assert record.holds(), f"{figure}: {worst:.3g}, not {sign} {bound:.3g}"
 
 
@@ -241,32 +298,56 @@ def save_ledger(rows: list[dict], path: Path) -> None:
         path.write_text(json.dumps(rows, indent=1) + "\n")
 
 
+class Tables:
+    """Gathers figures by the reports of tests, which also come from other processes (pytest -n 2). Prints
+    them and the ledger after pytest's own summary and before its closing line, and saves the ledger of a
+    whole run in which nothing failed, but for the tests that compare the saved one with this file."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, call):
+        report = yield
+        if call.when == "call":
+            report.user_properties += [("figure", [name, *each]) for name, each in OF_THIS_TEST.items()]
+            OF_THIS_TEST.clear()
+        return report
+
+    def pytest_runtest_logreport(self, report):
+        place = report.location[0], report.location[1] or 0
+        for kind, value in report.user_properties if report.when == "call" else ():
+            if kind == "figure":
+                name, *fields = value
+                add(RECORDS, name, Record(*fields)._replace(place=place))
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(self, terminalreporter, exitstatus, config):
+        yield
+        if not RECORDS:
+            return
+        in_order = sorted(RECORDS.items(), key=lambda item: item[1].place)  # of the pages, whoever was first
+        RECORDS.clear()
+        RECORDS.update(in_order)
+        write, stats, rows = terminalreporter.write_line, terminalreporter.stats, ledger()
+        terminalreporter.section("figure, worst met, bound")
+        for figure, record in RECORDS.items():
+            mark = "" if record.holds() else "  FAILED"
+            write(f"{figure:<84} {record.worst:>10.2e} {record.sign} {record.bound:.2e}{mark}")
+        terminalreporter.section(f"the ledger: {len(rows)} of {len(LEDGER)} statements")
+        for row in rows:
+            write(f"{row['row']:<18} {row['source']}: {row['statement']}")
+            write(f"{'':<18} {row['verdict']}; {row['cases']:,} cases: {row['tried_on']}")
+            for each in row["figures"]:
+                write(f"{'':<18} {each['worst']:.1e} {each['sign']} {each['bound']:.1e}  {each['figure']}")
+        failed = [r for kind in ("failed", "error") for r in stats.get(kind, [])
+                  if "::test_ledger_" not in r.nodeid]
+        option = config.option
+        chosen = option.keyword or option.markexpr or option.deselect or any("::" in x for x in config.args)
+        verdicts = {row["row"]: row["verdict"] for row in rows}
+        if (exitstatus in (0, 1) and not (failed or chosen)
+                and verdicts == {row: columns[1] for row, columns in LEDGER.items()}):
+            save_ledger(rows, ROOT / "results" / "ledger.json")
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: long sweeps, skipped without -m slow")
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_terminal_summary(terminalreporter, exitstatus, config):
-    """Prints figures and ledger after pytest's own summary and before its closing line, and saves the ledger
-    of a whole run in which nothing failed, but for the tests that compare the saved one with this file."""
-    yield
-    if not RECORDS:
-        return
-    write, stats, rows = terminalreporter.write_line, terminalreporter.stats, ledger()
-    terminalreporter.section("figure, worst met, bound")
-    for figure, record in RECORDS.items():
-        mark = "" if record.holds() else "  FAILED"
-        write(f"{figure:<84} {record.worst:>10.2e} {record.sign} {record.bound:.2e}{mark}")
-    terminalreporter.section(f"the ledger: {len(rows)} of {len(LEDGER)} statements")
-    for row in rows:
-        write(f"{row['row']:<13} {row['source']}: {row['statement']}")
-        write(f"{'':<13} {row['verdict']}; {row['cases']:,} cases: {row['tried_on']}")
-        for each in row["figures"]:
-            write(f"{'':<13} {each['worst']:.1e} {each['sign']} {each['bound']:.1e}  {each['figure']}")
-    failed = [r for kind in ("failed", "error") for r in stats.get(kind, [])
-              if "::test_ledger_" not in r.nodeid]
-    chosen = config.option.keyword or config.option.markexpr or any("::" in each for each in config.args)
-    verdicts = {row["row"]: row["verdict"] for row in rows}
-    if (exitstatus in (0, 1) and not (failed or chosen or stats.get("deselected"))
-            and verdicts == {row: columns[1] for row, columns in LEDGER.items()}):
-        save_ledger(rows, ROOT / "results" / "ledger.json")
+    if not config.pluginmanager.has_plugin("tables"):
+        config.pluginmanager.register(Tables(), "tables")

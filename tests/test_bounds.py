@@ -16,7 +16,7 @@ from problems import (
     optimal_safety_biased_step, plane, random_problem, random_world, reached, shift_of_states,
     train_exactly, units)
 from sbtrpo import safety_biased_step
-from tabular_cmdp import TabularCMDP, cpo_step, hazard_grid, log_policy, trpo_step, two_state
+from tabular_cmdp import TabularCMDP, cpo_step, garnet, hazard_grid, log_policy, trpo_step, two_state
 
 
 # ---------------------------------------------- the idealised update (B1), and the orders of the local models
@@ -176,6 +176,96 @@ def test_orders_of_the_local_models():
         check(f"{name} model: |observed order - {order}|", abs(np.median(orders[name]) - order), at_most=0.15)
 
 
+# ---------------------------------------------------- what the paper adds to Eq. 4, and what beta = 1 is (A1)
+
+
+def guarded_step(g_r, x_r, g_c, x_c, delta, beta, kappa):
+    """The paper's Eq. 4, kappa in the denominator, on the shipped step_r and step_c."""
+    step_r, _ = safety_biased_step(g_r, x_r, 0 * g_c, 0 * x_c, delta, beta)
+    step_c, _ = safety_biased_step(0 * g_r, 0 * x_r, g_c, x_c, delta, beta)
+    needed, difference = g_c @ step_r - beta * (g_c @ step_c), g_c @ (step_r - step_c)
+    mu = min(1, max(0, needed / (difference + kappa)))
+    return (1 - mu) * step_r + mu * step_c
+
+
+def test_kappa_in_the_denominator_costs_a_share_of_the_decrease():
+    """With k = kappa / best decrease, mu = (beta + rho) / (1 + rho + k), so that the step misses the share k
+    (beta + rho) / (1 + rho + k) of the best decrease: kappa at most, but all that step_r does not do by
+    itself as the gradient vanishes. Along a run of the shipped step on the grid, beta = .75, it grows as the
+    cost goes. Control: the shipped step, without kappa, misses nothing."""
+    rng, delta, law, beyond, control, tried = np.random.default_rng(92), 0.01, 0.0, -np.inf, 0.0, 0
+    for _ in range(1000):
+        _, (g_r, x_r, g_c, x_c) = random_problem(rng)
+        beta, scale, kappa = rng.uniform(0.05, 1), 10 ** rng.uniform(-8, 0), 10 ** rng.uniform(-10, -3)
+        vectors = g_r, x_r, scale * g_c, scale * x_c
+        _, best, rho = units(*vectors, delta)
+        if rho > -beta:
+            missed = beta + vectors[2] @ guarded_step(*vectors, delta, beta, kappa) / best
+            k, tried = kappa / best, tried + 1
+            law = max(law, abs(missed - k * (beta + rho) / (1 + rho + k)))
+            beyond = max(beyond, missed / k - 1)
+    row = "A1 kappa corrected"
+    check("kappa: share missed - k (beta + rho) / (1 + rho + k)", law, 1e-9, supports=row, cases=tried)
+    check("kappa: decrease missed over kappa, less 1", beyond, at_most=1e-6, supports=row)
+    world, theta, steps = hazard_grid("A"), np.zeros((10, 5)), 0
+    missed = {1e-8: 0.0, 1e-6: 0.0, 1e-4: 0.0}
+    while (vectors := first_order(world, theta))[2].any():
+        best = units(*vectors, delta)[1]
+        for kappa in missed:
+            share = 0.75 + vectors[2] @ guarded_step(*vectors, delta, 0.75, kappa) / best
+            missed[kappa] = max(missed[kappa], share)
+        control = max(control, 0.75 + vectors[2] @ safety_biased_step(*vectors, delta, 0.75)[0] / best)
+        theta, _ = train_exactly(world, safety_biased_step, 0.75, 1, theta=theta)
+        steps += 1
+    for (kappa, share), least in zip(missed.items(), (1e-3, 0.1, 0.7)):
+        check(f"erratum: share of the best decrease missed on the grid, kappa = {kappa:.0e}", share,
+              at_least=least, refutes="A1 kappa printed", cases=steps)
+    check("  control: missed without kappa", control, at_most=1e-9)
+
+
+def test_full_bias_is_cpo_only_where_the_excess_is_out_of_reach():
+    """beta = 1, rho > -1: the shipped step is step_c, and so is CPO's recovery, where J_c - b >= sqrt(2 delta
+    s). Elsewhere CPO takes as much cost as it may: the cosine of its step and step_c is max(f, -rho), f the
+    excess over sqrt(2 delta s). On the grid, b = 0, two runs are equal until f < 1, and then CPO's earns
+    more."""
+    rng, delta, equal, apart, lengths, reached = np.random.default_rng(90), 0.01, 0.0, 0.0, [], 0
+    for _ in range(1000):
+        F, vectors = random_problem(rng)
+        f, (_, best, rho) = rng.uniform(-0.5, 2), units(*vectors, delta)
+        step, info = cpo_step(*vectors, delta, f * best)
+        difference = step - safety_biased_step(*vectors, delta, 1.0)[0]
+        length = math.sqrt(difference @ F @ difference / 2 / delta)
+        assert info["feasible"] == (f < 1)
+        if f >= 1:
+            equal, reached = max(equal, length), reached + 1
+        else:
+            apart = max(apart, abs(length - math.sqrt(2 - 2 * max(f, -rho))))
+            lengths.append(length)
+    row = "A1 CPO corrected"
+    check("beta = 1, out of reach: step - CPO's [radius]", equal, at_most=1e-9, supports=row, cases=reached)
+    check("beta = 1, within reach: distance of the steps - closed form [radius]", apart, at_most=1e-6,
+          supports=row, cases=len(lengths))
+    check("erratum: beta = 1, within reach: distance of the steps, median [radius]", np.median(lengths),
+          at_least=0.5, refutes="A1 CPO printed", cases=len(lengths))
+
+    def cpo(*arguments):
+        *vectors, radius, _, excess = arguments
+        return cpo_step(*vectors, radius, excess)
+
+    world = hazard_grid("A")
+    ours = train_exactly(world, safety_biased_step, 1.0, 16)[1]
+    theirs = train_exactly(world, cpo, 1.0, 16, limit=0.0)[1]
+    theta, reach = np.zeros((10, 5)), 0  # updates until the excess comes into reach
+    while world.J(theta, world.c) >= units(*first_order(world, theta), delta)[1]:
+        theta, _ = train_exactly(world, safety_biased_step, 1.0, 1, theta=theta)
+        reach += 1
+    check("beta = 1, grid: updates until the excess comes into reach", reach, at_least=3)
+    check("beta = 1, grid: run - CPO's until then", np.abs(ours - theirs)[: reach + 1].max(), at_most=1e-12,
+          supports=row, cases=reach)
+    check("erratum: beta = 1, grid: reward by which CPO's run leads", (theirs - ours)[:, 0].max(),
+          at_least=0.03, refutes="A1 CPO printed")
+
+
 # ------------------------------------------------------------------------------------------- whole exact runs
 
 
@@ -266,6 +356,64 @@ def test_line_search_is_needed():
     check("exact KL of accepted steps [delta], least", least, at_least=0.5)
     check("cost decrease of accepted steps [beta times the best], least", kept, at_least=0.65)
     check("  control: exact KL of full steps, largest [delta]", overshoot, at_least=1.05)
+
+
+def policy_towards(world, old, occupancy, delta) -> np.ndarray:
+    """The policy of (1 - u) rho_old + u `occupancy`, with the largest u that KL(old, new) <= delta allows: an
+    objective that is better there, is better here, as J is linear in the occupancy."""
+    def new(u):
+        return np.log(np.maximum((1 - u) * world.occupancy(old) + u * occupancy, 1e-300))
+
+    def over(u):
+        return world.kl(old, new(u)) - delta
+
+    return new(1.0 if over(1.0) <= 0 else brentq(over, 0, 1))
+
+
+def rests(update, beta: float) -> list:
+    """(world, theta) where exact runs come to rest: 10 iterations move neither J_r nor J_c by 1e-9, within
+    200. Random CMDPs of two states and two actions, and sparse Garnets, where a policy is free of cost."""
+    rng, found = np.random.default_rng(91), []
+    for k in range(32):
+        P, mu = rng.dirichlet(np.ones(2), size=(2, 2)), rng.dirichlet(np.ones(2))
+        world = TabularCMDP(P, *rng.random((2, 2, 2)), 0.9, mu, np.inf) if k < 30 else garnet(k, True)
+        theta, path, iterations = rng.normal(size=world.r.shape), np.eye(2), 0
+        while np.ptp(path, axis=0).max() > 1e-9 and iterations < 200:
+            theta, path = train_exactly(world, update, beta, 10, theta=theta)
+            iterations += 10
+        if iterations < 200:
+            found.append((world, theta))
+    return found
+
+
+def test_a_rest_of_the_shipped_step_is_optimal_or_has_lost_an_action():
+    """Lemma 4.1(3): a policy that the update leaves where it is, is the best of its ball, KL <= .01. Where no
+    action has A_c < 0, the shipped step rests at the least cost of all policies, and at the most reward for
+    it. Where one has, it has died out: its probability is below what double precision, or the 1e-8 of
+    `first_order`, lets a gradient see. There the ball holds a policy that costs less: a mixture with the
+    cheapest of all. Whether exact arithmetic would rest there is not known."""
+    delta, gap, alive, better, optimal, lost = 0.01, 0.0, 0.0, np.inf, 0, 0
+    for update, beta in itertools.product((safety_biased_step, optimal_safety_biased_step), (0.25, 0.75)):
+        for world, theta in rests(update, beta):
+            cost, advantage = world.J(theta, world.c), world.advantage(theta, world.c)
+            assert world.state_occupancy(theta).min() > 1e-3
+            cheapest = world.optimum(np.inf, -world.c)
+            if advantage.min() > -1e-6:
+                best = world.optimum(cost + 1e-9).value
+                gap, optimal = max(gap, cost - cheapest.cost, best - world.J(theta, world.r)), optimal + 1
+                continue
+            alive = max(alive, np.exp(log_policy(theta))[advantage < -1e-6].max())
+            new = policy_towards(world, theta, cheapest.occupancy, delta)
+            assert world.kl(theta, new) <= delta * (1 + 1e-9)
+            better = min(better, (cost - world.J(new, world.c)) / (cost - cheapest.cost))
+            lost += 1
+    row = "B1 rest corrected"
+    check("rest, no A_c < 0: what the best of all policies is ahead", gap, 1e-5, supports=row, cases=optimal)
+    check("rest: probability of an action with A_c < 0", alive, at_most=1e-6, supports=row, cases=lost)
+    check("erratum: rest, some A_c < 0: decrease of J_c in the ball [possible] (least)", better,
+          at_least=1e-3, refutes="B1 rest printed", cases=lost)
+    check("  rests of the rarer kind", min(optimal, lost), at_least=5)
+    check("  runs that come to rest (of 128)", optimal + lost, at_least=120)
 
 
 # ------------------------------------------ TRPO and CPO: the bounds that all of them rest on, steps (B4, B5)

@@ -56,6 +56,64 @@ def test_barrier_divergence_is_a_bregman_divergence(barrier):
     check(f"Psi, {barrier}: second derivative at 0 = phi''(m) [relative]", second, at_most=1e-7)
 
 
+def bregman(potential, first, second) -> float:
+    """D(first, second) = potential(first) - potential(second) - grad potential(second).(first - second)."""
+    return potential(first) - potential(second) - dot(grad(potential)(second), first - second)
+
+
+def test_the_two_terms_of_the_divergence_have_opposite_orders():
+    """Sum d_old KL(old, new), the shipped KL state by state, is D_Phi(rho_old, rho_new) of Phi = sum rho log
+    (rho / d); the shipped barrier is D_phi(m_new, m_old). Random policies of all worlds, margin 1.5 times the
+    change of J_c. With the terms' orders exchanged D differs, along shipped steps by order 3: the step, which
+    knows the Hessian, is the same. At the boundary D_phi(m_old, m_new) is infinite for x log x, too, as log
+    (m_old / m_new), where D_phi(m_new, m_old) is m_old. Control: each term in the other order."""
+    def Phi(rho):
+        return anp.sum(rho * anp.log(rho / anp.sum(rho, axis=1, keepdims=True)))
+
+    errors, others, orders, tried = np.zeros(3), np.full(3, np.inf), {"KL": [], "log": [], "xlogx": []}, 0
+    for i, (world, old) in enumerate(cases(10)):
+        new, d = old + np.random.default_rng([94, i]).normal(size=old.shape), world.state_occupancy(old)
+        policy = ctrpo.Policy(old.shape, True)
+        log_old, log_new = log_policy(old), log_policy(new)
+        kl = sum(d[s] * ctrpo.mean_kl(policy, log_old[[s]], log_new[[s]]) for s in range(len(d)))
+        rho, rho_new = world.occupancy(old), world.occupancy(new)
+        change = world.J(new, world.c) - world.J(old, world.c)
+        m = 1.5 * abs(change)
+        found, exact, exchanged = [kl], [bregman(Phi, rho, rho_new)], [bregman(Phi, rho_new, rho)]
+        for barrier, (phi, *_) in BARRIERS.items():
+            found.append(barrier_divergence(change, m, barrier))
+            exact.append(bregman(phi, m - change, m))
+            exchanged.append(bregman(phi, m, m - change))
+        errors = np.maximum(errors, np.abs(np.subtract(found, exact)))
+        others, tried = np.minimum(others, np.abs(np.divide(exchanged, found) - 1)), tried + 1
+        step, _ = barrier_step(*first_order(world, old), 0.1, 0.1, 0.1)
+        step = step.reshape(old.shape)
+
+        def of_kl(t, world=world, old=old, rho=rho, step=step):
+            near = world.occupancy(old + t * step)
+            return abs(bregman(Phi, rho, near) - bregman(Phi, near, rho))
+
+        orders["KL"].append(observed_order(of_kl))
+        for barrier, (phi, *_) in BARRIERS.items():
+            def of_margin(t, world=world, old=old, step=step, phi=phi):
+                m = 0.1 - (world.J(old + t * step, world.c) - world.J(old, world.c))
+                return abs(bregman(phi, 0.1, m) - bregman(phi, m, 0.1))
+
+            orders[barrier].append(observed_order(of_margin))
+    for name, error, other in zip(orders, errors, others):
+        check(f"divergence, {name}: shipped - Bregman's of that order", error, at_most=IDENTITY,
+              supports="A2 orders", cases=tried)
+        check(f"  control: {name}: in the other order (least) [relative]", other, at_least=1e-3)
+        check(f"divergence, {name}: what an exchange changes: |observed order - 3|",
+              abs(np.median(orders[name]) - 3), at_most=0.15, supports="A2 orders")
+    for share in (1e-10, 1e-100, 1e-300):  # of the margin that is left
+        reverse = bregman(BARRIERS["xlogx"][0], 1.0, share)
+        check("x log x, other order, near the boundary: |D / (log (m_old / m_new) - 1) - 1|",
+              abs(reverse / (-math.log(share) - 1) - 1), at_most=1e-8, supports="A2 orders")
+    shipped = barrier_divergence(1 - 1e-13, 1.0, "xlogx")
+    check("x log x, as it is, near the boundary: |D / m - 1|", abs(shipped - 1), 1e-11, supports="A2 orders")
+
+
 def test_only_one_of_the_barriers_is_infinite_at_the_boundary():
     """C9: 'the divergence tends to infinity at the threshold' holds for -log x; for x log x its limit is m. A
     policy on the boundary, or beyond it, is outside of the trust region with both."""
@@ -379,6 +437,41 @@ def test_flow_approaches_the_optimum_as_one_over_time():
     check("  control: share of D / t that is used", used, at_least=1 / 8)
 
 
+def test_log_barrier_approaches_the_optimum_as_one_over_time():
+    """B11 says nothing of -log x with the optimum on the edge: D(rho*, rho_0) is infinite. But by the central
+    path t (V* - V_t) = (log pi_t / pi_0).(rho* - rho_t) + beta (1 / m_t - 1 / m_0)(m_t - m*); the first term
+    is at most KL(rho*, rho_0) = sum rho* log pi* / pi_0 by the three-point identity, the second at most beta
+    (1 - sqrt(m* / m_0))^2. Two states, beta = .01, .1, 1, five starts; CMDPs with a face of optimal policies
+    inside and on the edge, beta = .1 and 1. No rate is better: on the edge t (V* - V_t) tends to beta.
+    Controls: KL without the second term, and half the bound, are not enough."""
+    runs = [(two_state(), TIMES, beta, *flow("log", beta, start))
+            for beta, start in itertools.product((0.01, 0.1, 1.0), range(5))]
+    times = np.linspace(0, 60, 61)
+    for seed, price, beta in itertools.product(range(2), (0.0, 1.0), (0.1, 1.0)):
+        world, theta = world_with_optimal_face(seed, price)
+        runs.append((world, times, beta, *world.flow(theta, times, beta, "log")))
+    worst, used, without, met = -np.inf, 0.0, 0.0, 0
+    for world, at, beta, thetas, log_margins in runs:
+        best, m_0 = world.optimum(), math.exp(log_margins[0])
+        log_best = np.log(np.where(best.occupancy > 0, best.policy, 1))
+        kl = dot(best.occupancy, log_best - log_policy(thetas[0]) * (best.occupancy > 0))
+        bound = kl + beta * (1 - math.sqrt(max(0.0, world.limit - best.cost) / m_0)) ** 2
+        gaps = at[1:] * [best.value - world.J(theta, world.r) for theta in thetas[1:]]
+        worst, used = max(worst, (gaps - bound).max()), max(used, gaps.max() / bound)
+        without, met = max(without, gaps.max() / kl), met + len(gaps)
+    check("C-NPG, -log x: t (V* - V_t) - bound", worst, at_most=1e-8, supports="B11 log", cases=met)
+    check("  control: share of the bound that is used", used, at_least=0.5)
+    check("  control: -log x: t (V* - V_t) over KL alone", without, at_least=1.5)
+    late = np.array([0.0, 600.0, 6000.0])
+    for start in range(2):
+        world, errors = two_state(), []
+        for t, theta in zip(late[1:], world.flow(flow("log", 0.1, start)[0][0], late, 0.1)[0][1:]):
+            errors.append(abs(t * (world.optimum().value - world.J(theta, world.r)) / 0.1 - 1))
+        check("C-NPG, -log x, edge: |t (V* - V_t) / beta - 1|, t = 6000", errors[1], at_most=1e-3,
+              supports="B11 log")
+        check("  control: at t = 600", errors[0], at_least=3e-4)
+
+
 def test_margin_of_the_flow_decays_at_the_price_of_the_budget():
     """B13, nu the dual of the linear program: m ~ exp(-nu t / beta) for x log x, m ~ beta / (nu t) for -log
     x. Both asymptotic, so measured between t = 40 and 60, beta = .1 and 1, five starts. Control: each by the
@@ -448,6 +541,138 @@ def test_flow_converges_to_the_projection(barrier, price):
     name = f"C-NPG, {barrier}, {'edge' if price else 'inside'}"
     check(f"{name}: distance from the projection of the start", worst, 1e-8, supports="B12", cases=tried)
     check(f"  control: {name}: from that of .99 theta (least)", control, at_least=1e-5)
+
+
+def projection_in_kl(world, near, theta) -> np.ndarray:
+    """argmin sum rho log pi / pi_0 over the optimal face, on the edge of the budget, by Newton's method: an
+    occupancy (4, 3). `near` is any occupancy in its neighbourhood."""
+    face = np.arange(12) % 3 < 2
+    equations = np.vstack([flow_rows(world)[:, face], world.c.ravel()[face]])
+    values, N = np.append((1 - world.gamma) * world.mu, world.limit), null_space(equations)
+    point, old = near.ravel()[face], log_policy(theta).ravel()[face]
+    point = point + np.linalg.lstsq(equations, values - equations @ point, rcond=None)[0]
+
+    def D(z):
+        rho = point + N @ z
+        d = anp.repeat(anp.sum(anp.reshape(rho, (4, 2)), axis=1), 2)
+        return anp.sum(rho * (anp.log(rho / d) - old))
+
+    z = np.zeros(N.shape[1])
+    for _ in range(8):
+        z = z - np.linalg.solve(hessian(D)(z), grad(D)(z))
+    assert (point + N @ z).min() > 0 and np.abs(grad(D)(z)).max() < 1e-12
+    rho = np.zeros(12)
+    rho[face] = point + N @ z
+    return rho.reshape(4, 3)
+
+
+def test_log_barrier_on_the_edge_converges_to_the_projection_in_kl():
+    """-log x where every optimal policy exhausts the budget: D_phi(0, m_0) is infinite on all of the face,
+    which has no projection of the start in the constrained divergence. The flow finds that in KL alone: at a
+    given margin the barrier is a constant, and the margin goes as beta / (nu t). So the distance falls as 1 /
+    t, measured from t = 800 to 8000, and what is extrapolated from there is nearer. Ten CMDPs of 4 states,
+    beta = .1, nu = 1. Control: the nearest to .99 theta."""
+    times, orders, last, ahead, control = np.array([0.0, 800, 8000]), [], 0.0, 0.0, np.inf
+    for seed in range(10):
+        world, theta = world_with_optimal_face(seed, 1.0)
+        early, late = (world.occupancy(each) for each in world.flow(theta, times, 0.1, "log")[0][1:])
+        nearest, other = (projection_in_kl(world, late, each) for each in (theta, 0.99 * theta))
+        distances = [np.abs(each - nearest).max() for each in (early, late)]
+        limit = (10 * late - early) / 9
+        orders.append(math.log10(distances[0] / distances[1]))
+        last, ahead = max(last, distances[1]), max(ahead, np.abs(limit - nearest).max())
+        control = min(control, np.abs(limit - other).max())
+    check("C-NPG, log, edge: distance from the projection in KL, t = 8000", last, at_most=1e-4,
+          supports="B12 edge", cases=len(orders))
+    check("C-NPG, log, edge: |observed order in 1 / t - 1|", np.abs(np.subtract(orders, 1)).max(),
+          at_most=0.02, supports="B12 edge")
+    check("C-NPG, log, edge: extrapolated limit - projection in KL", ahead, at_most=5e-6, supports="B12 edge")
+    check("  control: C-NPG, log, edge: - that of .99 theta (least)", control, at_least=1e-4)
+
+
+def shared_vectors(world, theta, groups) -> tuple:
+    """(g_r, x_r, g_c, x_c) of logits (groups, A) that states share, state s those of groups[s]: gradients add
+    up, and as the policies are equal, x is the mean of the natural directions, weighted by d. A gradient
+    counts as zero as in `first_order`, where the best step, delta = .01, changes J by less than 1e-8."""
+    full, vectors = theta[groups], []
+    d = world.state_occupancy(full)
+    for f in (world.r, world.c):
+        g, x = np.zeros((2, *theta.shape))
+        np.add.at(g, groups, world.gradient(full, f))
+        np.add.at(x, groups, d[:, None] * world.natural_direction(full, f))
+        x = x / np.bincount(groups, d)[:, None]
+        significant = 0.02 * dot(g, x) > (1e-8 * np.abs(f).max()) ** 2
+        vectors += [significant * g.ravel(), significant * x.ravel()]
+    return tuple(vectors)
+
+
+def shared_flow(world, theta, groups, times, beta, barrier) -> tuple:
+    """C-NPG by the shipped step, whose direction is H^+ g_r, and the log of m beside it, as in
+    TabularCMDP.flow: policies (n, S, A) and margins (n,)."""
+    def velocity(_, state):
+        vectors, m = shared_vectors(world, state[:-1].reshape(theta.shape), groups), math.exp(state[-1])
+        step, info = barrier_step(*vectors, 0.5, beta, m, barrier)  # delta = .5: H^+ g_r / |H^+ g_r|_H
+        return info["reward_change"] * np.append(step, -info["cost_change"] / m)
+
+    start = np.append(theta, math.log(world.limit - world.J(theta[groups], world.c)))
+    path = solve_ivp(velocity, (0, times[-1]), start, "LSODA", times, rtol=1e-9, atol=1e-10)
+    assert path.success
+    return path.y[:-1].T.reshape(-1, *theta.shape)[:, groups], np.exp(path.y[-1])
+
+
+def test_flow_with_shared_logits_stays_safe_and_can_miss_the_best_of_its_class():
+    """A parametrisation that is not regular, as the theorem asks for. Two states that always act alike: state
+    0 pays .4 for action 1, which stays; action 0 leads to state 1, where it pays 1, costs 1, and returns. In
+    its one probability J_r has two maxima, at 0 and, with b = .3, on the edge of the budget, which is worth
+    less. From the right of the minimum the flow ends there, and t (V* - V_t) outgrows the bound of B11, V*
+    that of the class; from the left it ends at the other. There, and from policies of Garnets whose states
+    share in pairs, b - J_c stays m > 0. Controls: the vectors against a dense pseudo-inverse; a policy
+    without shared logits earns more."""
+    P, beta, groups, row = np.zeros((2, 2, 2)), 0.1, np.zeros(2, int), "B11 shared"
+    P[0, 0, 1] = P[0, 1, 0] = P[1, 0, 0] = P[1, 1, 0] = 1
+    r, c = np.array([[0, 0.4], [1, 0]]), np.array([[0.0, 0], [1, 0]])
+    world = TabularCMDP(P, r, c, 0.9, np.array([1.0, 0]), 0.3)
+
+    def one(p):
+        return np.log([[p, 1 - p]])
+
+    shares = np.linspace(1e-6, 1 - 1e-6, 2001)
+    rewards, costs = ([world.J(one(p)[groups], f) for p in shares] for f in (r, c))
+    best = np.max(np.where(np.less_equal(costs, world.limit), rewards, 0))
+    times = {"left": np.linspace(0, 30, 7), "right": np.linspace(0, 80, 9)}
+    gaps, over, drift, least = {"left": [], "right": []}, [], 0.0, np.inf
+    for barrier, p in itertools.product(BARRIERS, (0.1, 0.3, 0.5, 0.7)):
+        side, (phi, slope, _) = "left" if p < shares[np.argmin(rewards)] else "right", BARRIERS[barrier]
+        thetas, margins = shared_flow(world, one(p), groups, times[side], beta, barrier)
+        D = beta * (phi(0.3) - phi(margins[0]) - slope(margins[0]) * (0.3 - margins[0]))  # rho* costs nothing
+        J_r, J_c = (np.array([world.J(theta, f) for theta in thetas]) for f in (r, c))
+        gaps[side].append(best - J_r[-1])
+        over += [((best - J_r) * times[side]).max() - (D - math.log(1 - p))] * (side == "right")
+        drift = max(drift, np.abs(0.3 - J_c - margins).max())
+        least = min(least, (0.3 - J_c).min() if barrier == "log" else np.inf)  # x log x: below rounding
+    check("shared logits, from the left: gap to the best of the class (largest)", max(gaps["left"]), 1e-5)
+    check("shared logits, from the right: gap to the best of the class (least)", min(gaps["right"]),
+          at_least=0.03, supports=row, cases=len(gaps["right"]))
+    check("shared logits, from the right: t (V* - V_t) - D(rho*, rho_0) (least)", min(over),
+          at_least=0.3, supports=row)
+    check("  control: what the best policy without shared logits earns more", world.optimum().value - best,
+          at_least=0.04)
+    pairs, worst = np.arange(10) // 2, 0.0
+    members = np.kron((pairs[:, None] == np.arange(5)).astype(float), np.eye(4))  # d theta / d shared logits
+    for i, world in enumerate(garnets(4)):
+        theta = np.random.default_rng([96, i]).normal(size=(5, 4))
+        vectors = shared_vectors(world, theta, pairs)
+        inverse = np.linalg.pinv(members.T @ world.fisher(theta[pairs]) @ members, 1e-10, hermitian=True)
+        for g, x, f in zip(vectors[::2], vectors[1::2], (world.r, world.c)):
+            exact = members.T @ world.gradient(theta[pairs], f).ravel()
+            worst = max(worst, np.abs(g - exact).max(), np.abs(x - inverse @ exact).max())
+        world = replace(world, limit=world.J(theta[pairs], world.c) + 0.02)
+        thetas, margins = shared_flow(world, theta, pairs, np.linspace(0, 20, 11), beta, "log")
+        recomputed = world.limit - np.array([world.J(each, world.c) for each in thetas])
+        drift, least = max(drift, np.abs(recomputed - margins).max()), min(least, recomputed.min())
+    check("shared logits: g and x - those of a dense pseudo-inverse", worst, at_most=IDENTITY)
+    check("shared logits: |b - J_c - m|", drift, at_most=1e-7, supports=row, cases=8)
+    check("shared logits, log: b - J_c (least)", least, at_least=1e-3, supports=row)
 
 
 def test_published_flow_code_is_not_the_flow():

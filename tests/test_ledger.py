@@ -2,6 +2,9 @@
 import json
 import math
 import runpy
+import shutil
+import subprocess
+import sys
 
 from conftest import LEDGER, ROOT, Record, pages, save_ledger, verdict
 
@@ -18,6 +21,47 @@ def test_a_verdict_follows_from_the_figures():
     for wrong in (bad, good._replace(worst=math.nan), bad._replace(worst=math.nan)):
         assert verdict("B2", [good, wrong]) == "open: a check failed"
         assert verdict("C1 printed", [wrong, against]) == "open: a check failed"
+
+
+PAGES = {"test_a.py": """
+import pytest
+from conftest import check
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_first(n):
+    check("of both files", 0.1 * n, at_most=1, supports="B2", cases=n)
+    check("of the first", n, at_least=1)
+""", "test_b.py": """
+import math
+from conftest import check
+
+def test_second():
+    for worst in (0.3, 0.4, 0.1):
+        check("of both files", worst, at_most=1, supports="B2", cases=10)
+
+def test_that_fails():
+    check("no number", math.nan, at_most=1)
+"""}
+
+
+def test_two_processes_print_the_tables_of_one(tmp_path):
+    """Two files of tests, here and in a process each: the same lines, but for the times; the worst of both
+    files, and their cases in sum; what failed is there, too."""
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    for name, text in PAGES.items():
+        (tmp_path / name).write_text(text)
+    printed = []
+    for options in ([], ["-n", "2", "--dist", "loadfile"]):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
+        done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
+        assert done.returncode == 1 and "1 failed, 3 passed" in done.stdout, done.stdout
+        tables = done.stdout[done.stdout.index("figure, worst met, bound"):].splitlines()
+        printed.append(tables[1:-1])
+    lines = [" ".join(line.split()) for line in printed[0]]
+    assert printed[0] == printed[1] and lines[:3] == [
+        "of both files 4.00e-01 <= 1.00e+00", "of the first 1.00e+00 >= 1.00e+00",
+        "no number nan <= 1.00e+00 FAILED"]
+    assert "the ledger: 1 of" in lines[3] and lines[5].startswith("holds; 33 cases: ") and len(lines) == 7
 
 
 def test_a_ledger_is_replaced_only_where_it_says_something_else(tmp_path):

@@ -1,6 +1,7 @@
 """What the three scripts share, word for word: networks, Fisher products, conjugate gradients, the KL,
 advantages and critics."""
 import functools
+import itertools
 import math
 import re
 
@@ -133,6 +134,70 @@ def test_conjugate_gradients_solve_and_report_their_residual():
     check("conjugate gradients: reported residual - true residual", reported, at_most=IDENTITY)
     for A, b in ((1.0, np.zeros(3)), (0.0, np.ones(3))):  # nothing to solve; no solution
         assert not sbtrpo.conjugate_gradients(lambda v, A=A: A * v, b, 5)[0].any()
+
+
+def best_of_krylov_space(F, g, n: int, delta: float) -> float:
+    """Largest g.s of s in the span of g, F g, ..., F^(n-1) g with s.F s / 2 <= delta, by a dense solve in an
+    orthonormal basis."""
+    basis = [g / np.linalg.norm(g)]
+    for _ in range(n - 1):
+        new = F @ basis[-1]
+        for _ in range(2):  # twice is enough
+            new = new - np.transpose(basis) @ (np.array(basis) @ new)
+        basis.append(new / np.linalg.norm(new))
+    K = np.transpose(basis)
+    return math.sqrt(2 * delta * (K.T @ g) @ np.linalg.solve(K.T @ F @ K, K.T @ g))
+
+
+def test_few_iterations_find_the_best_step_of_their_krylov_space():
+    """Shipped Fisher product, conjugate gradients and steps, 200 samples of six networks, damping 1e-4, 5
+    iterations. Each step is the best of its Krylov space, and its KL is delta; the convex step has at most
+    that KL, and keeps beta of the best decrease of that space. Controls: with an exact solve the best step
+    gains more; the optimal step, whose length takes g_r.x_c = g_c.x_r for granted, has more KL, which the
+    line search takes back; and in three dimensions one iteration breaks Cauchy-Schwarz, |rho| <= 1."""
+    delta, beta, n = 0.01, 0.75, 5
+    best = kl = convex = kept = 0.0
+    further, longest, tried = np.inf, 0.0, 0
+    for seed, policy in itertools.product(range(2), POLICIES):
+        (theta, observations), rng = network(policy, 200, seed), np.random.default_rng(93 + seed)
+        old = sbtrpo.distributions(policy, theta, observations)
+        actions = (rng.integers(2, size=200) if policy.discrete
+                   else old[:, :2] + np.exp(old[:, 2:]) * rng.normal(size=(200, 2)))
+        gradient, _ = sbtrpo.policy_gradient(policy, theta, observations, actions)
+        rewards = rng.normal(size=200)
+        gradients = [gradient(each / 200) for each in (rewards, rewards + rng.normal(size=200))]
+        product = sbtrpo.fisher_product(policy, theta, observations, 1e-4)
+        F, vectors, spaces = dense(product, theta.size), [], []
+        for g in gradients:
+            x, _ = sbtrpo.conjugate_gradients(product, g, n)
+            step, _ = sbtrpo.steepest_step(g, x, delta)
+            vectors += [g, x]
+            spaces.append(best_of_krylov_space(F, g, n, delta))
+            best, tried = max(best, abs(g @ step / spaces[-1] - 1)), tried + 1
+            kl = max(kl, abs(step @ F @ step / 2 / delta - 1))
+            further = min(further, math.sqrt(2 * delta * g @ np.linalg.solve(F, g)) / spaces[-1])
+        step, info = safety_biased_step(*vectors, delta, beta)
+        assert abs(info["rho"]) < 1
+        convex = max(convex, step @ F @ step / 2 / delta - 1)
+        kept = max(kept, abs(vectors[2] @ step / spaces[1] + beta))
+        step, _ = optimal_safety_biased_step(*vectors, delta, beta)
+        longest = max(longest, step @ F @ step / 2 / delta)
+    row = "CG corrected"
+    check("5 iterations: gain over the best of the Krylov space, less 1", best, 1e-8, supports=row,
+          cases=tried)
+    check("5 iterations: KL / delta - 1", kl, at_most=1e-8, supports=row)
+    check("5 iterations: KL of the convex step / delta - 1", convex, at_most=1e-8, supports=row)
+    check("5 iterations: share of the Krylov space's best decrease, - beta", kept, at_most=1e-8, supports=row)
+    check("erratum: 5 iterations: best gain over the best of the Krylov space (least)", further,
+          at_least=1.05, refutes="CG printed", cases=tried)
+    check("  control: 5 iterations: KL of the optimal step (largest) [delta]", longest, at_least=1.2)
+    metric, g_r, g_c = np.array([1.0, 1e-4, 1.0]), np.array([0.0, 1, 0]), np.array([1.0, 1, 0])
+    rho = {}
+    for iterations in (1, 3):
+        x_r, x_c = (sbtrpo.conjugate_gradients(lambda v: metric * v, g, iterations)[0] for g in (g_r, g_c))
+        rho[iterations] = g_c @ x_r / math.sqrt(g_r @ x_r * (g_c @ x_c))
+    check("erratum: rho of one iteration", rho[1], at_least=10, refutes="CG printed", cases=1)
+    check("  corrected: |rho| of three, which are exact", abs(rho[3]), at_most=1.0)
 
 
 def test_line_search_takes_the_first_fraction_that_passes():

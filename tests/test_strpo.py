@@ -390,6 +390,74 @@ def test_joint_advantage_lemma_fails_as_printed_and_holds_corrected(n):
     check("  control: joint advantage without the change of states", -control.min(), at_least=1e-3)
 
 
+def test_inequality_a1_needs_the_advantage_of_the_old_policy():
+    """(A.1) as printed has A_new, whose mean under new is 0 in every state, so that nothing is left of the
+    surrogate; with A_old it is CPO's Corollary 1, by Pinsker in the order new, old. Bandit of erratum C3, and
+    exact steps on 1,000 random CMDPs. Control: without the second term."""
+    def sides(world, old, new):
+        log_old, log_new = log_policy(old), log_policy(new)
+        pi, d, gamma = np.exp(log_new), world.state_occupancy(old), world.gamma
+        rise, L, eps = gains(world, old, new, world.r)
+        own = d @ np.sum(pi * world.advantage(new, world.r), axis=1)
+        kl = np.maximum(0, np.sum(pi * (log_new - log_old), axis=1))
+        shift = 2 * gamma * eps / (1 - gamma) * (d @ np.sqrt(kl / 2))
+        return [rise - term / (1 - gamma) for term in (own - shift, L - shift, L)]
+
+    world, old, unsafe = bandit((1, 0, 0)), np.zeros((1, 3)), np.log([[0.98, 0.01, 0.01]])
+    step, _ = strpo.exclusion_step(*exclusion_vectors(world, old, unsafe), 0.01, 0.01)
+    printed, _, _ = sides(world, old, old + step.reshape(1, 3))
+    check("erratum A.1: bandit: below the printed bound by", -printed, at_least=0.005,
+          refutes="C3 A.1 printed", cases=1)
+    printed, corrected, control = np.transpose([sides(*each[:3]) for each in exclusion_steps(1000)])
+    check("erratum A.1: random CMDPs where it fails", sum(printed < -1e-10), at_least=20,
+          refutes="C3 A.1 printed", cases=len(printed))
+    check("(A.1), corrected: least slack", corrected.min(), at_least=-1e-10, supports="C3 A.1 corrected",
+          cases=len(corrected))
+    check("  control: (A.1) without the change of states", -control.min(), at_least=1e-3)
+
+
+def test_inequality_a3_needs_the_other_order_of_kl():
+    """(A.3) bounds E_d sqrt(KL(new, old)) by way of sqrt(E_d KL(new, old)), where the trust region is of
+    KL(old, new): an action that was rare and is not any more has small KL in that order alone. Bandit, two
+    arms, the better one's probability 1e-4 to 1e-9; and exact steps from 500 random policies with rare
+    actions. In the trust region's order it holds, with sqrt(delta) even, of which (A.4)'s constant is made:
+    with sqrt(2 delta) (A.2) gives sqrt(2) times (A.4). Control: .95 sqrt(delta) is not enough."""
+    def means(world, old, new):
+        log_old, log_new, d = log_policy(old), log_policy(new), world.state_occupancy(old)
+        kl = np.maximum(0, np.sum(np.exp(log_old) * (log_old - log_new), axis=1))
+        reverse = np.maximum(0, np.sum(np.exp(log_new) * (log_new - log_old), axis=1))
+        return math.sqrt(d @ reverse / 0.02), d @ np.sqrt(kl) / 0.1  # in units of what bounds them
+
+    def taken(world, old, unsafe, multiplier):
+        step, info = strpo.exclusion_step(*exclusion_vectors(world, old, unsafe, multiplier), 0.01, 0.01)
+        d = world.state_occupancy(old)
+        least = distance(d, unsafe, old) + (0.01 if info["feasible"] else -math.inf)
+
+        def judge(new):
+            return "kl" if world.kl(old, new) > 0.01 else (
+                "exclusion" if distance(d, unsafe, new) < least - 1e-12 else ""), {}
+
+        return strpo.line_search(judge, old, step.reshape(old.shape))[0]
+
+    world, reverse = bandit((0, 1)), []
+    for p in 10.0 ** -np.arange(4, 10):
+        old, unsafe = np.log([[1 - p, p]]), np.log([[1 - p / 2, p / 2]])
+        reverse.append(means(world, old, taken(world, old, unsafe, 0.0))[0])
+    check("erratum A.3: bandit: sqrt(E KL(new, old)) [sqrt(2 delta)] (largest)", max(reverse), at_least=1.5,
+          refutes="C3 A.3 printed", cases=len(reverse))
+    rng, found = np.random.default_rng(95), []
+    for _ in range(500):
+        world = random_world(rng)
+        old, unsafe = rng.normal(scale=5, size=world.r.shape), rng.normal(scale=2, size=world.r.shape)
+        found.append(means(world, old, taken(world, old, unsafe, rng.exponential())))
+    reverse, mean = np.transpose(found)
+    check("erratum A.3: random CMDPs where it fails", sum(reverse > 1), at_least=3, refutes="C3 A.3 printed",
+          cases=len(reverse))
+    check("(A.3), corrected: E sqrt(KL(old, new)) [sqrt(delta)]", mean.max(), at_most=1 + 1e-9,
+          supports="C3 A.3 corrected", cases=len(mean))
+    check("  control: share of sqrt(delta) that is used", mean.max(), at_least=0.95)
+
+
 # ------------------------------------------------------------- sTRPO: controller, critic, and exact runs (C7)
 
 

@@ -345,7 +345,7 @@ BAD = {"no.toml": None, "torn.toml": "seed = [0", "table.toml": "[grid]\nseed = 
     ("--algorithm strpo --unsafe nowhere", "nowhere"), ("--experiment a/b", "a/b"),
     ("--workers 0", "--workers"),
     ("--parallel x", "--parallel"), ("--scheduler somewhere", "--scheduler"),
-    ("--scheduler tcp://127.0.0.1:9 --total-steps 1", "--scheduler"), *((name, name) for name in BAD)])
+    ("--scheduler tcp://127.0.0.1:9 --total-steps 10000", "--scheduler"), *((name, name) for name in BAD)])
 def test_a_mistake_with_a_sweep_is_one_sentence(options, said, tmp_path, monkeypatch, capsys):
     """After argparse's lines of usage at most; non-zero exit; no run is begun."""
     monkeypatch.chdir(tmp_path)
@@ -369,8 +369,8 @@ def test_a_sweep_knows_where_the_scripts_put_their_runs(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     grids = [{"algorithm": ["sbtrpo"], "preset": ["safe"], "hidden": ["8,16", "8"], "beta": ["0.5", "1e-3"]},
              {"algorithm": ["ctrpo"], "barrier": ["xlogx"], "seed": ["3"], "cost_limit": ["0"]},
-             {"algorithm": ["strpo"], "unsafe_steps": ["100", "200"], "reverse": ["1"]}]
-    runs = [run for grid in grids for run in sweep.expand({"task": [TASK], "total_steps": ["10"], **grid})]
+             {"algorithm": ["strpo"], "unsafe_steps": ["30000", "40000"], "reverse": ["1"]}]
+    runs = [run for grid in grids for run in sweep.expand({"task": [TASK], "total_steps": ["20000"], **grid})]
     for run in runs:
         config, folder, *_ = sys.modules[run.algorithm].open_run([*run.options, "--workers", "1"])
         written = json.loads((folder / "config.json").read_text())["config"]
@@ -378,9 +378,9 @@ def test_a_sweep_knows_where_the_scripts_put_their_runs(tmp_path, monkeypatch, c
         assert {**written, **dict.fromkeys(sweep.OURS)} == {**run.config, **dict.fromkeys(sweep.OURS)}
         assert sweep.in_checkpoint(run, ".") == 0
     assert len({run.folder for run in runs}) == len(runs) == 7
-    assert [sum(run.lengths.values()) for run in runs] == [10] * 5 + [110, 210]
+    assert [sum(run.lengths.values()) for run in runs] == [20_000] * 5 + [50_000, 60_000]
     assert runs[0].folder.startswith("runs/sweep_preset-safe_beta-0.5_hidden-8-16/")
-    text = f'total-steps = 10\ntask = "{TASK}"\n'
+    text = f'total-steps = 20000\ntask = "{TASK}"\n'
     for grid in grids:
         hidden = {"hidden": [[8, 16], 8]} if "hidden" in grid else {}
         lines = [f"{name} = {json.dumps(values)}\n" for name, values in {**grid, **hidden}.items()]
@@ -395,7 +395,7 @@ def test_a_run_with_other_options_is_not_taken_up(tmp_path, monkeypatch):
     """A folder whose config.json differs, in anything but the total steps: refused, with both values."""
     monkeypatch.chdir(tmp_path)
     [run] = sweep.expand({"task": [TASK], "beta": ["0.5"]})
-    sys.modules["sbtrpo"].open_run([*run.options, "--total-steps", "7"])
+    sys.modules["sbtrpo"].open_run([*run.options, "--total-steps", "10000"])
     assert sweep.in_checkpoint(run, ".") == 0
     config = json.loads(Path(run.folder, "config.json").read_text())
     config["config"]["beta"] = 0.25

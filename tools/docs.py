@@ -2,15 +2,15 @@
 # requires-python = ">=3.10"
 # dependencies = ["pycco==0.6.0", "markdown==3.10", "pygments==2.19.2", "pystache==0.6.8"]
 # ///
-"""Writes docs/: the three scripts as pages, explanation beside code, by Pycco from the files as they are.
+"""Writes the three scripts as pages, explanation beside code, by Pycco from the files as they are.
 
-`uv run tools/docs.py` writes; with `--check` it fails if the pages are not up to date.
-Pycco sets comments beside the code that follows them; so docstrings go above what they explain, as comments.
-What stands in columns or indented in them, formulas and legends, stays as it is, in monospace. Pages load
-nothing from a network, have two columns on a laptop and one on a phone.
+`uv run tools/docs.py` writes to docs/rendered/, or to the folder given. Pycco sets comments beside the code
+that follows them; so docstrings go above what they explain, as comments. What stands in columns or indented
+in them, formulas and legends, stays as it is, in monospace. Pages load nothing from a network, have two
+columns on a laptop and one on a phone.
 """
 
-import ast, re, sys
+import argparse, ast, re
 from pathlib import Path
 
 import pycco.main
@@ -83,16 +83,16 @@ def page(script: str) -> str:
     return html.replace("</h1>", f" <small>{links}</small></h1>", 1)
 
 
-def main() -> None:
-    pages = {f"{Path(script).stem}.html": page(script) for script in SCRIPTS}
-    pages["pycco.css"] = pycco_resources.css + STYLE
-    for name, text in pages.items():
-        path = ROOT / "docs" / name
-        if "--check" not in sys.argv:
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text)
-        elif not path.exists() or path.read_text() != text:
-            sys.exit(f"docs/{name} is not up to date: uv run tools/docs.py")
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "docs" / "rendered", metavar="FOLDER",
+                        help="where the pages go (default docs/rendered)")
+    folder = parser.parse_args(argv).folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for script in SCRIPTS:
+        (folder / f"{Path(script).stem}.html").write_text(page(script))
+        print(folder / f"{Path(script).stem}.html")
+    (folder / "pycco.css").write_text(pycco_resources.css + STYLE)
 
 
 if __name__ == "__main__":
