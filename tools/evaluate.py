@@ -205,15 +205,14 @@ def uses_mujoco(env) -> bool:
 
 def camera(algorithm, task: str):
     """The environment, ready to be filmed."""
-    plain = algorithm.make_env(task)
-    modes = plain.metadata.get("render_modes") or ()
-    if "rgb_array" not in modes:
-        sys.exit(f"--video: {task} has no images: its environment would have to take "
-                 "render_mode='rgb_array', name it in metadata['render_modes'], and render() an array.")
-    advice = "; without a screen, install libosmesa6 and set MUJOCO_GL=osmesa, or install libegl1 and " \
-             "libgl1-mesa-dri and set MUJOCO_GL=egl" if uses_mujoco(plain) else ""
-    plain.close()
+    mujoco = False
     try:
+        plain = algorithm.make_env(task)
+        mujoco = uses_mujoco(plain)
+        plain.close()
+        if "rgb_array" not in (plain.metadata.get("render_modes") or ()):
+            sys.exit(f"--video: {task} has no images: its environment would have to take "
+                     "render_mode='rgb_array', name it in metadata['render_modes'], and render() an array.")
         env = algorithm.make_env(task, render_mode="rgb_array")
         navigation = hasattr(base := env.unwrapped, "render_parameters")
         if navigation:  # these tasks have several cameras
@@ -225,6 +224,8 @@ def camera(algorithm, task: str):
             repair(base.task.viewer)
         return env
     except Exception as error:  # a missing renderer has many faces
+        advice = ("; without a screen, install libosmesa6 and set MUJOCO_GL=osmesa, or install libegl1 and "
+                  "libgl1-mesa-dri and set MUJOCO_GL=egl") if mujoco or "MUJOCO_GL" in str(error) else ""
         sys.exit(f"--video: {task} cannot be rendered here ({error}){advice}.")
 
 
