@@ -703,7 +703,7 @@ def initial_state(config):
     env.close()
     if env.spec.max_episode_steps is None:
         print(f"{config.task} is registered without max_episode_steps: its episodes have to end by "
-              "themselves.", file=sys.stderr)
+              "themselves.", flush=True)
     discrete, size = hasattr(env.action_space, "n"), spaces.flatdim(env.observation_space)
     actions = spaces.flatdim(env.action_space)
     sizes, log_std = (size, *config.hidden, actions), np.full(actions, math.log(config.initial_std))
