@@ -613,7 +613,7 @@ def run_episode(task, seed, index, actor):
         while not (terminated or truncated):
             action = act(observations[-1])
             if not np.isfinite(action).all():
-                raise Diverged(f"the policy asks for {action}: start anew with smaller steps")
+                raise Diverged(f"not finite: {action=}; start anew, with smaller steps")
             observation, reward, cost, terminated, truncated = env_step(env, action)
             steps.append((action, reward, cost))
             observations.append(observation)

@@ -287,7 +287,7 @@ def test_a_worker_that_hangs_is_named(monkeypatch, capsys):
 def test_a_policy_that_is_not_finite_is_not_advised_to_go_on(tmp_path):
     process = begin(tmp_path, "--task=environments:Walk-v0", *SHORT, "--delta=1e10", "--total-steps=100000")
     said = finish(process, 1)
-    assert "start anew with smaller steps" in said[-2] or "is not finite" in said[-2]
+    assert "start anew, with smaller steps" in said[-2] or "is not finite" in said[-2]
     assert "resume" not in said[-1] and "What was saved is whole" in said[-1]
 
 
