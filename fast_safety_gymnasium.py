@@ -78,7 +78,8 @@ from safety_gymnasium.assets.mocaps import Gremlins
 from safety_gymnasium.builder import Builder
 from safety_gymnasium.tasks.safe_velocity import (
     safety_ant_velocity_v0, safety_half_cheetah_velocity_v0, safety_hopper_velocity_v0,
-    safety_humanoid_velocity_v0, safety_swimmer_velocity_v0, safety_walker2d_velocity_v0)
+    safety_humanoid_velocity_v0, safety_swimmer_velocity_v0, safety_swimmer_velocity_v1,
+    safety_walker2d_velocity_v0)
 from safety_gymnasium.utils.common_utils import ResamplingError, rot2quat
 from safety_gymnasium.utils.random_generator import RandomGenerator
 from safety_gymnasium.utils.task_utils import get_body_xvelp
@@ -88,6 +89,7 @@ TEMPLATES = {}  # all of a world but its positions and rotations -> its XML, cut
 TEXTURE = re.compile(r'<texture\b[^>]*?(/>|></texture>)|\stexture="[^"]*"')
 AGENT, VASE, PILLAR, GREMLIN, BUTTON = 1, 2, 4, 8, 16  # bits of a geometry; button i has BUTTON << i
 POSITION_AND_VELOCITY = int(mujoco.mjtStage.mjSTAGE_VEL)  # stages of mj_forward that are left out
+NO_SENSORS = int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
 BODY, GEOM, SENSOR = mujoco.mjtObj.mjOBJ_BODY, mujoco.mjtObj.mjOBJ_GEOM, mujoco.mjtObj.mjOBJ_SENSOR
 
 # what is known
@@ -127,8 +129,7 @@ def tell(reason: str) -> None:
 def sample_layout(self) -> bool:
     """RandomGenerator.sample_layout, draw_placement and constrain_placement (utils.random_generator).
 
-    The same operations on the same doubles, by Python. A uniform number in [a, b) is a + (b - a) u; the u are
-    drawn in bulk, and then the generator is set back, and goes on by as many as were used."""
+    The same operations on the same doubles, by Python. A uniform number in [a, b) is a + (b - a) u."""
     original, areas, margin = ORIGINAL[RandomGenerator, "sample_layout"], [], self.placements_margin
     for name, (placements, keepout) in self.placements.items():
         if placements is not None and len(placements) != 1:
@@ -138,28 +139,22 @@ def sample_layout(self) -> bool:
         if placements is not None and (x0 > x1 or y0 > y1):
             return original(self)
         areas.append((name, x0, x1 - x0, y0, y1 - y0, keepout))
-    generator, placed, used, sqrt = self.random_generator, [], 0, math.sqrt
-    state, numbers = generator.get_state(), []
+    uniform, sqrt, placed = self.random_generator.random_sample, math.sqrt, []
     for name, x0, width, y0, height, keepout in areas:
-        if len(numbers) < used + 200:
-            numbers += generator.random_sample(600).tolist()
         others = [(x, y, other + margin + keepout) for _, x, y, other in placed]
         for _ in range(100):
-            x, y = x0 + width * numbers[used], y0 + height * numbers[used + 1]
-            used += 2
+            x, y = x0 + width * uniform(), y0 + height * uniform()
             for other_x, other_y, reach in others:
-                if sqrt((x - other_x) * (x - other_x) + (y - other_y) * (y - other_y)) < reach:
+                dx, dy = x - other_x, y - other_y
+                if sqrt(dx * dx + dy * dy) < reach:
                     break
             else:
                 placed.append((name, x, y, keepout))
                 break
         else:
-            break
-    generator.set_state(state)
-    generator.random_sample(used)
-    if complete := len(placed) == len(areas):
-        self.layout = {name: np.array([x, y]) for name, x, y, _ in placed}
-    return complete
+            return False
+    self.layout = {name: np.array([x, y]) for name, x, y, _ in placed}
+    return True
 
 def sample_goal_position(self) -> bool:
     """RandomGenerator.sample_goal_position (utils.random_generator): the same operations, by Python."""
@@ -270,14 +265,15 @@ def make_plan(task) -> Plan:
         entries[info.freejoint_pos_name] = entries[info.freejoint_pos_name][2:]
     angles = {*info.hinge_pos_names, *info.ballquat_names}
     bins = task.lidar_conf.num_bins
-    slots = np.full((len(bodies), bins + 1, 3), sum(sizes.values()))  # an angle of 2 pi is an IndexError
+    lidar_starts = []  # of the lidar of each object, in the observation
     for name, part in rows.items():
-        if part.start < part.stop:  # a bin and its neighbours
-            slots[part, :bins] = starts[f"{name}_lidar"] + (np.arange(bins)[:, None] + [0, 1, -1]) % bins
+        if part.start < part.stop:
+            lidar_starts += [starts[f"{name}_lidar"]] * (part.stop - part.start)
     body = mujoco.mj_name2id(model, BODY, "agent")
     constrained = [thing for thing in obstacles if thing.is_constrained]
     return Plan(
-        model=model, data=data, ctrl=data.ctrl, qpos=data.qpos, qvel=data.qvel,
+        model=model, data=data, options=model.opt, targets=data.mocap_pos, ctrl=data.ctrl,
+        qpos=data.qpos, qvel=data.qvel,
         low=model.actuator_ctrlrange[:, 0].copy(), high=model.actuator_ctrlrange[:, 1].copy(),
         turns=model.nq > model.nv,  # there are quaternions in qpos
         body=body, position=data.xpos[body], matrix=data.xmat[body].reshape(3, 3), xpos=data.xpos,
@@ -291,8 +287,8 @@ def make_plan(task) -> Plan:
         direct=np.concatenate([entries[name] for name in entries if name not in angles]),
         hinges=np.array([entries[name][0] for name in info.hinge_pos_names], int),
         balls=[(entries[name], slice(starts[name], starts[name] + 9)) for name in info.ballquat_names],
-        bin_size=np.pi * 2 / bins, slots=slots.reshape(-1, 3).T.copy(),
-        first_slots=np.arange(len(bodies)) * (bins + 1), shares=np.ones((3, len(bodies))))
+        lidar_starts=lidar_starts,
+        sector_width=np.pi * 2 / bins, sectors=[(i, (i + 1) % bins, (i - 1) % bins) for i in range(bins)])
 
 def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
     """Builder.reset (safety_gymnasium.builder)."""
@@ -326,33 +322,51 @@ def reset(self, *, seed: int | None = None, options: dict | None = None) -> tupl
 def simulate(task, plan: Plan, action: np.ndarray) -> None:
     """Underlying.simulation_forward (bases.underlying), BaseAgent.apply_action, Gremlins.move (assets).
 
-    np.clip is these two functions; binomial(n, 1) is n, and draws one double; gremlins have one target."""
+    np.clip is these two functions; binomial(n, 1) is n, and draws one double. Sensors do not act on the
+    world, and nobody reads them between two frames: they are off until the last mj_forward."""
     np.minimum(np.maximum(action, plan.low), plan.high, out=plan.ctrl)
     task.random_generator.random_generator.random_sample()
-    model, data, frames = plan.model, plan.data, task.sim_conf.frameskip_binom_n
-    if "gremlins" in plan.rows:
-        travel, size, targets = task.gremlins.travel, task.gremlins.size, data.mocap_pos
-        for _ in range(frames):
-            phase = data.time
-            targets[:] = np.sin(phase) * travel, np.cos(phase) * travel, size
-            mujoco.mj_step(model, data)
-    else:
-        mujoco.mj_step(model, data, nstep=frames)
-    mujoco.mj_forward(model, data)
+    frames, flags = task.sim_conf.frameskip_binom_n, plan.options.disableflags
+    plan.options.disableflags = flags | NO_SENSORS
+    try:
+        if "gremlins" in plan.rows:
+            simulate_gremlins(task.gremlins, plan, frames)
+        else:
+            mujoco.mj_step(plan.model, plan.data, nstep=frames)
+    finally:
+        plan.options.disableflags = flags
+    mujoco.mj_forward(plan.model, plan.data)
 
-def forward_again(plan: Plan, settled: bool = False) -> bool:
+def simulate_gremlins(gremlins: Gremlins, plan: Plan, frames: int) -> None:
+    """mj_step and Gremlins.move (assets.mocaps): all have one target, which is a function of time.
+
+    Time goes on by one addition a frame, unless mj_step finds the state beyond all bounds, and resets it."""
+    data, times = plan.data, [plan.data.time]
+    for _ in range(frames - 1):
+        times.append(times[-1] + plan.options.timestep)
+    targets = np.empty((frames, 3))
+    targets[:, 0], targets[:, 1], targets[:, 2] = np.sin(times), np.cos(times), 1.0
+    targets *= gremlins.travel, gremlins.travel, gremlins.size
+    for time, target in zip(times, targets):
+        if data.time != time:
+            target[:2] = np.sin(data.time) * gremlins.travel, np.cos(data.time) * gremlins.travel
+        plan.targets[:] = target
+        mujoco.mj_step(plan.model, data)
+
+def forward_again(plan: Plan, settled: bool = False, sensors: bool = True) -> bool:
     """mj_forward just after mj_forward; says whether positions and contacts are what they were.
 
     The stages of position and velocity are functions of qpos and qvel: they would give what is there. Only,
     qpos itself may change: mj_forward first normalises its quaternions, and once does not settle all of them
-    to the last bit. Then all runs again. `settled` says that this need not be looked at."""
+    to the last bit. Then all runs again. `settled` says that this need not be looked at. Only the last of
+    several calls needs `sensors`."""
     if plan.turns and not settled:
         normalised = plan.qpos.copy()
         mujoco.mj_normalizeQuat(plan.model, normalised)
         if normalised.tobytes() != plan.qpos.tobytes():
             mujoco.mj_forward(plan.model, plan.data)
             return False
-    mujoco.mj_forwardSkip(plan.model, plan.data, POSITION_AND_VELOCITY, 0)
+    mujoco.mj_forwardSkip(plan.model, plan.data, POSITION_AND_VELOCITY, not sensors)
     return True
 
 def geometry(plan: Plan) -> tuple[np.ndarray, list]:
@@ -361,15 +375,15 @@ def geometry(plan: Plan) -> tuple[np.ndarray, list]:
     BaseAgent.dist_xy (bases.base_agent): np.sum of two numbers is their sum; roots are rounded correctly."""
     vectors = plan.xpos.take(plan.bodies, axis=0)
     vectors -= plan.position
-    squares = vectors * vectors
-    return vectors, np.sqrt(squares[:, 0] + squares[:, 1]).tolist()
+    return vectors, [math.sqrt(x * x + y * y) for x, y, _ in vectors.tolist()]
 
 def touched(plan: Plan) -> set[int]:
     """The bits of both geometries of each contact in which the agent takes part."""
     if not plan.contacts:
         return set()
     contact = plan.data.contact
-    return {pair for pair in (plan.kinds[contact.geom1] | plan.kinds[contact.geom2]).tolist() if pair & AGENT}
+    pairs = plan.kinds.take(contact.geom1) | plan.kinds.take(contact.geom2)
+    return {pair for pair in set(pairs.tolist()) if pair & AGENT}
 
 def any_vase_moves(plan: Plan, vases: Vases) -> bool:
     """Whether a velocity counts in Vases.cal_cost (assets.free_geoms). That is a Jacobian times qvel, hence,
@@ -419,15 +433,18 @@ def button_reward(task, plan: Plan, vectors, distances: list, touching: set[int]
     task.last_dist_goal, achieved = distance, any(pair & goal for pair in touching)
     return reward + task.buttons.reward_goal * achieved, achieved
 
-def length(vector: np.ndarray) -> float:
-    """np.sqrt(np.sum(np.square(vector))) of three numbers: np.sum adds them from the first to the last."""
-    x, y, z = vector.tolist()
-    return math.sqrt(x * x + y * y + z * z)
+def sum_of_squares(vector: np.ndarray) -> float:
+    """np.sum(np.square(vector)) of fewer than eight doubles: np.sum adds them from the first to the last."""
+    total = 0.0
+    for x in vector.tolist():
+        total += x * x
+    return total
 
 def push_reward(task, plan: Plan, vectors, distances: list, touching: set[int]) -> tuple:
     """PushLevel0.calculate_reward, .dist_box, .dist_box_goal, .goal_achieved (tasks.safe_navigation.push)."""
     box, row, goal = task.push_box, plan.rows["push_box"].start, plan.bodies[plan.rows["goal"].start]
-    to_box, to_goal = length(vectors[row]), length(plan.xpos[plan.bodies[row]] - plan.xpos[goal])
+    to_box = math.sqrt(sum_of_squares(vectors[row]))
+    to_goal = math.sqrt(sum_of_squares(plan.xpos[plan.bodies[row]] - plan.xpos[goal]))
     gate = task.last_dist_box > box.null_dist * box.size
     reward = 0.0 + (task.last_dist_box - to_box) * box.reward_box_dist * gate
     reward += (task.last_box_goal - to_goal) * box.reward_box_goal
@@ -435,11 +452,13 @@ def push_reward(task, plan: Plan, vectors, distances: list, touching: set[int]) 
     return reward + task.goal.reward_goal * achieved, achieved
 
 def circle_reward(task, plan: Plan, vectors, distances: list, touching: set[int]) -> tuple:
-    """CircleLevel0.calculate_reward (tasks.safe_navigation.circle) with BaseAgent.vel: the same calls."""
+    """CircleLevel0.calculate_reward (tasks.safe_navigation.circle) with BaseAgent.vel: the same operations.
+
+    The radius stays a number of numpy's: at the origin the package divides by 0, and warns."""
     mujoco.mj_jacBody(plan.model, plan.data, plan.jacobian, None, plan.body)
-    (x, y, _), (u, v, _) = plan.position, np.dot(plan.jacobian, plan.qvel)
-    radius = np.sqrt(x**2 + y**2)
-    return ((-u * y + v * x) / radius) / (1 + np.abs(radius - task.circle.radius)) * task.reward_factor, False
+    (x, y, _), (u, v, _) = plan.position.tolist(), np.dot(plan.jacobian, plan.qvel).tolist()
+    radius = np.float64(math.sqrt(x**2 + y**2))
+    return ((-u * y + v * x) / radius) / (1 + abs(radius - task.circle.radius)) * task.reward_factor, False
 
 def run_reward(task, plan: Plan, vectors, distances: list, touching: set[int]) -> tuple:
     """RunLevel0.calculate_reward (tasks.safe_navigation.run): the same calls."""
@@ -463,33 +482,39 @@ def observe(task, plan: Plan, vectors: np.ndarray) -> np.ndarray:
     if len(vectors):
         add_lidars(task, plan, vectors, obs)
         if "buttons" in plan.rows and task.buttons.timer != 0:
-            start = plan.slots[0, plan.first_slots[plan.rows["buttons"].start]]
+            start = plan.lidar_starts[plan.rows["buttons"].start]
             obs[start : start + task.lidar_conf.num_bins] = 0
     return obs
 
 def add_lidars(task, plan: Plan, vectors: np.ndarray, obs: np.ndarray) -> None:
-    """BaseTask._obs_lidar_pseudo and ._ego_xy (bases.base_task), for all objects of all lidars at once.
+    """BaseTask._obs_lidar_pseudo and ._ego_xy (bases.base_task), for all objects of all lidars.
 
     matmul takes a stack of (1, 3) by (3, 3) one by one, by the routine for a single vector; all else is done
     number by number; and of several readings in a bin the largest counts, in whatever order they come."""
     vectors[:, 2] = 0.0 - plan.position[2]
     ego = np.matmul(vectors[:, None, :], plan.matrix)[:, 0, :2].copy()
-    most, bin_size, shares = task.lidar_conf.max_dist, plan.bin_size, plan.shares
-    closeness = np.maximum(most - np.abs(ego.view(complex)[:, 0]), 0.0)
-    closeness /= most
-    angles = np.arctan2(ego[:, 1], ego[:, 0])
-    angles %= np.pi * 2
-    bins = (angles / bin_size).astype(int)
-    angles -= bin_size * bins
-    np.divide(angles, bin_size, out=shares[1])
-    np.subtract(1, shares[1], out=shares[2])
-    bins += plan.first_slots
-    np.maximum.at(obs, plan.slots.take(bins, axis=1).ravel(), (shares * closeness).ravel())
+    distances = np.abs(ego.view(complex)[:, 0]).tolist()
+    angles = np.arctan2(ego[:, 1], ego[:, 0]).tolist()
+    readings, most, circle, width = obs.data, task.lidar_conf.max_dist, np.pi * 2, plan.sector_width
+    for start, distance, angle in zip(plan.lidar_starts, distances, angles):
+        angle %= circle
+        sector = int(angle / width)
+        here, after, before = plan.sectors[sector]  # a full circle is an IndexError, as there
+        if distance < most:
+            closeness, share = (most - distance) / most, (angle - width * sector) / width
+            ahead, behind = share * closeness, (1 - share) * closeness
+            if closeness > readings[start + here]:
+                readings[start + here] = closeness
+            if ahead > readings[start + after]:
+                readings[start + after] = ahead
+            if behind > readings[start + before]:
+                readings[start + before] = behind
 
 def step(self, action: np.ndarray) -> tuple:
     """Builder.step and ._reward (safety_gymnasium.builder), in the same order."""
     plan = self.__dict__.get("fast_plan")
-    if plan is None or plan.data is not self.task.world.engine.data:
+    stale = plan is None or plan.data is not self.task.world.engine.data
+    if stale or mujoco.get_mjcb_control() or mujoco.get_mjcb_passive():  # they may read sensors in mid-step
         return ORIGINAL[Builder, "step"](self, action)
     assert not (self.terminated or self.truncated), "Environment must be reset before stepping."
     task, action = self.task, np.array(action, copy=False)
@@ -502,7 +527,7 @@ def step(self, action: np.ndarray) -> tuple:
     if clip and not -clip < reward < clip:
         reward = np.clip(reward, -clip, clip)
         print("Warning: reward was outside of range!")
-    if not (settled := forward_again(plan)):
+    if not (settled := forward_again(plan, sensors=False)):
         (vectors, distances), touching = geometry(plan), touched(plan)
     self.cost = costs(plan, distances, touching)
     info = dict(self.cost)
@@ -545,6 +570,9 @@ def do_simulation(self, ctrl: np.ndarray, n_frames: int) -> None:
 
 def control_cost(self, action: np.ndarray) -> float:
     """control_cost (gymnasium.envs.mujoco.*_v4): np.sum of a vector is np.add.reduce."""
+    vector = type(action) is np.ndarray and action.dtype == np.float64 and action.ndim == 1
+    if vector and len(action) < 8:
+        return np.float64(self._ctrl_cost_weight * sum_of_squares(action))
     return self._ctrl_cost_weight * np.add.reduce(np.square(action))
 
 def healthy_reward(self) -> float:
@@ -577,6 +605,25 @@ def clipped_obs(self) -> np.ndarray:
     position = self.data.qpos[self._exclude_current_positions_from_observation :]
     return np.concatenate((position, np.minimum(np.maximum(self.data.qvel, -10), 10)))
 
+def swimmer_step(self, action: np.ndarray) -> tuple:
+    """SafetySwimmerVelocityEnv.step (tasks.safe_velocity.safety_swimmer_velocity_v1), number by number.
+
+    np.linalg.norm of a vector is the root of its dot product."""
+    if self.render_mode is not None or self.mujoco_renderer.viewer:
+        return ORIGINAL[safety_swimmer_velocity_v1.SafetySwimmerVelocityEnv, "step"](self, action)
+    x_before, y_before = self.data.qpos[:2].tolist()
+    self.do_simulation(action, self.frame_skip)
+    position, dt = self.data.qpos[:2].copy(), self.dt
+    x, y = position.tolist()
+    x_velocity, y_velocity = np.float64((x - x_before) / dt), np.float64((y - y_before) / dt)
+    forward_reward, ctrl_cost = self._forward_reward_weight * x_velocity, self.control_cost(action)
+    info = {"reward_fwd": forward_reward, "reward_ctrl": -ctrl_cost,
+            "x_position": np.float64(x), "y_position": np.float64(y),
+            "distance_from_origin": np.sqrt(position.dot(position)),
+            "x_velocity": x_velocity, "y_velocity": y_velocity, "forward_reward": forward_reward}
+    cost = float(x_velocity > self._velocity_threshold)
+    return self._get_obs(), forward_reward - ctrl_cost, cost, False, False, info
+
 # installation
 def replacements() -> dict:
     """(class, name) -> what stands there while this file is installed."""
@@ -589,6 +636,7 @@ def replacements() -> dict:
     new = {(Builder, "reset"): reset, (Builder, "step"): step,
            (RandomGenerator, "sample_layout"): sample_layout,
            (RandomGenerator, "sample_goal_position"): sample_goal_position,
+           (safety_swimmer_velocity_v1.SafetySwimmerVelocityEnv, "step"): swimmer_step,
            (hopper, "is_healthy"): property(hopper_is_healthy), (ant, "is_healthy"): property(ant_is_healthy)}
     for owner in (hopper, walker, cheetah, swimmer, ant, humanoid):
         new[owner, "do_simulation"] = do_simulation
@@ -608,8 +656,12 @@ def exact() -> bool:
         same &= all((np.matmul(v, matrix)[:2] == e).all() for v, e in zip(vectors, ego))
         points = [complex(*e) for e in ego]
         same &= np.abs(ego.view(complex)[:, 0]).tolist() == [np.abs(z) for z in points]
-        same &= (np.arctan2(ego[:, 1], ego[:, 0]) % circle).tolist() == [np.angle(z) % circle for z in points]
-        same &= [length(v) for v in vectors] == [np.sqrt(np.sum(np.square(v))) for v in vectors]
+        angles = np.arctan2(ego[:, 1], ego[:, 0]).tolist()
+        same &= [angle % circle for angle in angles] == [np.angle(z) % circle for z in points]
+        same &= [x**2 for x in vectors[:, 0].tolist()] == [x**2 for x in vectors[:, 0]]
+        same &= [math.sqrt(x) for x in angles if x > 0] == [np.sqrt(x) for x in angles if x > 0]
+        for vector in [*vectors, *vectors[:7].T]:
+            same &= sum_of_squares(vector) == np.sum(np.square(vector))
         angles = vectors[:, 0].copy()
         same &= all(f(angles).tolist() == [f(angle) for angle in angles.tolist()] for f in (np.sin, np.cos))
     one, other = np.random.RandomState(0), np.random.RandomState(0)
