@@ -55,7 +55,7 @@ HOW = {
     "uv run studies/ledger.py": (HERE, ""),
     "uv run studies/differences.py": (HERE, ""),
     "pip install": (SLOW, ""),
-    "python sbtrpo.py": (SLOW, TINY),
+    "python sbtrpo.py": (SLOW, f"{TINY} --experiment pip"),
     "python test_updates.py": (SLOW, "-k test_mu_is"),
 }
 
