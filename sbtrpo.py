@@ -586,7 +586,7 @@ def run_episode(task, seed, index, actor):
         while not (terminated or truncated):
             action = act(observations[-1])
             if not np.isfinite(action).all():
-                raise Diverged(f"the policy asks for {action}: start anew with smaller steps")
+                raise Diverged(f"not finite: {action=}; start anew, with smaller steps")
             observation, reward, cost, terminated, truncated = env_step(env, action)
             steps.append((action, reward, cost))
             observations.append(observation)
@@ -676,7 +676,7 @@ def initial_state(config):
     env.close()
     if env.spec.max_episode_steps is None:
         print(f"{config.task} is registered without max_episode_steps: its episodes have to end by "
-              "themselves.", file=sys.stderr)
+              "themselves.", flush=True)
     discrete, size = hasattr(env.action_space, "n"), spaces.flatdim(env.observation_space)
     actions = spaces.flatdim(env.action_space)
     sizes, log_std = (size, *config.hidden, actions), np.full(actions, math.log(config.initial_std))

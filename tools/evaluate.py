@@ -19,8 +19,9 @@ cost         sum of costs of an episode, undiscounted                           
 safety       an episode is safe if its cost is 0                                share of the episodes
 safe reward  the return of a safe episode, and 0 for any other one              mean over episodes
 
-Intervals are at 95%: the percentile bootstrap for means (5,000 resamples), Wilson's for the share. After
-several runs of one folder come the mean and standard deviation (n - 1) of the runs' means.
+Intervals are at 95%: the percentile bootstrap for means (5,000 resamples), Wilson's for the share. The mean
+of one episode has none. After several runs of one folder come the mean and standard deviation (n - 1) of the
+runs' means.
 
 Episode i is keyed by (evaluation seed, training seed, i) with the spawn key 1. Training has
 other spawn keys, 2 to 4, so no stream of random numbers is met twice. (The seed of a world has 32 bits: the
@@ -32,7 +33,8 @@ a line for each folder of runs: their mean and standard deviation, or a single r
 second.
 """
 
-import argparse, ctypes.util, importlib, importlib.metadata, itertools, json, multiprocessing, os, sys
+import argparse, ctypes.util, importlib, importlib.metadata, itertools, json, multiprocessing, os, random
+import sys, threading
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 
@@ -50,38 +52,44 @@ def play(algorithm, env, actor, key: tuple, deterministic: bool, noise: float, w
     """[return, cost] of one episode, undiscounted; `watch` is called before every step."""
     streams = np.random.SeedSequence(key, spawn_key=(1,)).spawn(3)
     world, choice, disturbance = map(np.random.default_rng, streams)
-    observation, totals, ended = env.reset(seed=int(world.integers(2**32)))[0], np.zeros(2), False
+    start, totals, ended = int(world.integers(2**32)), np.zeros(2), False
+    np.random.seed(start)  # for environments with random numbers of their own
+    random.seed(start)
     act = actor.acting(None if deterministic else choice)
-    while not ended:
-        watch()
-        action = act(observation)
-        if disturbance.random() < noise:
-            action = uniform_action(algorithm, env.action_space, disturbance)
-        observation, reward, cost, terminated, truncated = algorithm.env_step(env, action)
-        totals += reward, cost
-        ended = terminated or truncated
-    if not np.isfinite(totals).all():
-        raise algorithm.Failure(f"return and cost of evaluation episode {key[-1]} are {totals}, not finite.")
+    try:
+        observation = algorithm.to_vector(env.observation_space, env.reset(seed=start)[0])
+        while not ended:
+            watch()
+            action = act(observation)
+            if disturbance.random() < noise:
+                action = uniform_action(env.action_space, disturbance)
+            observation, reward, cost, terminated, truncated = algorithm.env_step(env, action)
+            totals += reward, cost
+            ended = terminated or truncated
+    except (Exception, SystemExit) as error:
+        text = f"evaluation episode {key[-1]}: {type(error).__name__}: {error}"
+        raise algorithm.Failure(text) from None
     return totals
 
 
-def uniform_action(algorithm, space, rng: np.random.Generator):
+def uniform_action(space, rng: np.random.Generator):
     """As `env_step` takes it: it maps [-1, 1] to the bounds of a Box."""
     if hasattr(space, "n"):
         return int(rng.integers(space.n))
-    if not space.is_bounded():
-        raise algorithm.Failure(f"--action-noise needs bounded actions; those of this task are in {space}.")
-    return rng.uniform(-1, 1, space.shape)
+    if not space.is_bounded() or np.issubdtype(space.dtype, np.integer):
+        raise ValueError(f"--action-noise needs bounded real actions; those of this task are in {space}")
+    return rng.uniform(-1, 1, int(np.prod(space.shape)))
 
 
 def run_key(name: str, task: str, actor, key: tuple, deterministic: bool, noise: float) -> np.ndarray:
     """`play` in a worker, which makes the environment once."""
     algorithm = importlib.import_module(name)
-    return play(algorithm, algorithm.make_env(task), actor, key, deterministic, noise)
+    env = algorithm.env_of_thread(task, threading.get_ident())
+    return play(algorithm, env, actor, key, deterministic, noise)
 
 
 def load(run: Path) -> tuple:
-    """(algorithm, config, state, actor) of a run."""
+    """(algorithm, config, state, actor) of a run, given its folder."""
     from report import ALGORITHMS, algorithm_of
     try:
         about = json.loads((run / "config.json").read_text())
@@ -99,8 +107,32 @@ def load(run: Path) -> tuple:
     return algorithm, config, state, algorithm.make_actor(state)
 
 
-def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """95% percentile bootstrap interval of the mean."""
+def folders(paths: list[Path]) -> list[Path]:
+    """Of runs, each given as it is or by its checkpoint.npz; in order, and no run twice."""
+    found = sorted(path.parent if path.name == "checkpoint.npz" else path for path in paths)
+    seen: dict[Path, Path] = {}
+    for run in found:
+        if (other := seen.setdefault(run.resolve(), run)) is not run:
+            sys.exit(f"{run} is given twice." if run == other else f"{other} and {run} are the same run.")
+    return found
+
+
+def writable(path: Path) -> None:
+    """Makes the folder of a file that will be written; ends here if the file cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        there = path.exists()
+        path.open("ab").close()
+        if not there:
+            path.unlink()
+    except OSError as error:
+        sys.exit(f"{path} cannot be written: {error.strerror}.")
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+    """95% percentile bootstrap interval of the mean; a single value has none."""
+    if len(values) == 1:
+        return None, None
     rng = np.random.default_rng(0)
     means = [rng.choice(values, len(values)).mean() for _ in range(5000)]
     low, high = np.percentile(means, [2.5, 97.5])
@@ -164,9 +196,23 @@ def repair(viewer) -> None:
     viewer._add_marker_to_scene = add_marker
 
 
+def uses_mujoco(env) -> bool:
+    """Whether a screen, or what MuJoCo does without one, is needed for images."""
+    base = env.unwrapped
+    return any(type(model).__module__.startswith("mujoco") for model in (
+        getattr(base, "model", None), getattr(getattr(base, "task", None), "model", None)))
+
+
 def camera(algorithm, task: str):
     """The environment, ready to be filmed."""
+    mujoco = False
     try:
+        plain = algorithm.make_env(task)
+        mujoco = uses_mujoco(plain)
+        plain.close()
+        if "rgb_array" not in (plain.metadata.get("render_modes") or ()):
+            sys.exit(f"--video: {task} has no images: its environment would have to take "
+                     "render_mode='rgb_array', name it in metadata['render_modes'], and render() an array.")
         env = algorithm.make_env(task, render_mode="rgb_array")
         navigation = hasattr(base := env.unwrapped, "render_parameters")
         if navigation:  # these tasks have several cameras
@@ -178,8 +224,9 @@ def camera(algorithm, task: str):
             repair(base.task.viewer)
         return env
     except Exception as error:  # a missing renderer has many faces
-        sys.exit(f"--video: {task} cannot be rendered here ({error}); without a screen, install libosmesa6"
-                 " and set MUJOCO_GL=osmesa, or install libegl1 and libgl1-mesa-dri and set MUJOCO_GL=egl.")
+        advice = ("; without a screen, install libosmesa6 and set MUJOCO_GL=osmesa, or install libegl1 and "
+                  "libgl1-mesa-dri and set MUJOCO_GL=egl") if mujoco or "MUJOCO_GL" in str(error) else ""
+        sys.exit(f"--video: {task} cannot be rendered here ({error}){advice}.")
 
 
 def film(loaded: tuple, options: argparse.Namespace) -> str:
@@ -193,7 +240,10 @@ def film(loaded: tuple, options: argparse.Namespace) -> str:
         if next(count) % 4 == 0:
             frames.append(Image.fromarray(env.render()))
 
-    total, cost = play(algorithm, env, actor, key, False, options.action_noise[0], watch)
+    try:
+        total, cost = play(algorithm, env, actor, key, False, options.action_noise[0], watch)
+    finally:
+        env.close()
     frames[0].save(options.video, save_all=True, append_images=frames[1:], duration=40, loop=0)
     return f"{options.video}: return {total:.2f}, cost {cost:g}, {len(frames)} images"
 
@@ -202,7 +252,8 @@ def table(results: dict, spread: dict) -> str:
     """One row for a run and policy, then one for a folder of runs and policy."""
     rows = [("run", "policy", *METRICS)]
     for run, policy in itertools.product(results, POLICIES):
-        cells = [f"{mean:.3g} [{low:.3g}, {high:.3g}]" for mean, low, high in results[run][policy].values()]
+        cells = [f"{mean:.3g}" if low is None else f"{mean:.3g} [{low:.3g}, {high:.3g}]"
+                 for mean, low, high in results[run][policy].values()]
         rows.append(("/".join(Path(run).parts[-4:]), policy, *cells))
     for folder, policy in itertools.product(spread, POLICIES):
         cells = [f"{mean:.3g} +- {std:.2g}" for mean, std in spread[folder][policy].values()]
@@ -229,7 +280,7 @@ def robustness(path: Path, judged: dict) -> None:
                                  for point in points])
             label = "{algorithm}, {experiment}".format_map(first["runs"][run])
             axis.plot(noises, mean, "o-", color=colour, label=label, markersize=4)
-            axis.fill_between(noises, *band, color=colour, alpha=0.2, linewidth=0)
+            axis.fill_between(noises, *band.astype(float), color=colour, alpha=0.2, linewidth=0)
         axis.set(xlabel="share of actions replaced by random ones", ylabel=f"{metric} per episode")
     axis.legend()
     figure.suptitle(first["runs"][run]["task"])
@@ -239,7 +290,7 @@ def robustness(path: Path, judged: dict) -> None:
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path,
-                        help="the folder of a run")
+                        help="the folder of a run, or the checkpoint.npz in it")
     parser.add_argument("--episodes", type=int, default=100, help="for each policy of each run (default 100)")
     parser.add_argument("--seed", type=int, default=0, help="of the evaluation (default 0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1,
@@ -265,18 +316,20 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
-    runs = {str(run): load(run) for run in sorted(set(options.runs))}
+    runs = {str(run): load(run) for run in folders(options.runs)}
     if options.figure and len({config.task for _, config, *_ in runs.values()}) > 1:
         sys.exit("--figure takes runs of one task.")
-    if options.video:
-        if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-            os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "osmesa")
-        print(film(next(iter(runs.values())), options), flush=True)
+    for path in filter(None, (options.video, options.figure, options.output)):
+        writable(path)
+    if options.video and sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "osmesa")
     algorithms = [loaded[0] for loaded in runs.values()]
     errors = BrokenExecutor, *(algorithm.Failure for algorithm in algorithms)
     spawn = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(options.workers, spawn, algorithms[0].guard_worker, (os.getpid(),))
     try:
+        if options.video:
+            print(film(next(iter(runs.values())), options), flush=True)
         judged = {p: {run: evaluate(executor, loaded, options, p) for run, loaded in runs.items()}
                   for p in options.action_noise}
     except errors as error:
@@ -291,9 +344,9 @@ def main(argv: list[str] | None = None) -> None:
     if options.output:
         versions = {name: importlib.metadata.version(name) for name in ("numpy", "gymnasium", "mujoco")}
         about = {"episodes": options.episodes, "seed": options.seed, "versions": versions,
-                 "values": "runs: mean, ends of its 95% interval; over_runs: mean, standard deviation",
+                 "values": "runs: mean, ends of its 95% interval (null of one episode's mean); "
+                           "over_runs: mean, standard deviation (n - 1)",
                  "by_action_noise": judged}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(about, indent=1) + "\n")
 
 

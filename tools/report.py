@@ -144,6 +144,7 @@ def read(folder: Path, label: str) -> Run | str:
     try:
         columns = {name: np.array([float(row[column]) for row in rows])
                    for name, column in COLUMNS.items() if rows and column in rows[0]}
+        columns = {name: np.where(np.isinf(values), np.nan, values) for name, values in columns.items()}
         columns |= angles_of(folder, rows, config)
         steps = np.array([int(float(row["Train/TotalSteps"])) for row in rows])
     except (KeyError, ValueError) as error:
@@ -217,14 +218,26 @@ def with_regret(groups: dict[str, list[Run]], limit: float | None, task: str) ->
 
 
 def cut(groups: dict[str, list[Run]], steps: int | None) -> dict[str, list[Run]]:
-    """Every label as far as all of its seeds have come, and no farther than `steps`."""
+    """Every label as far as all of its seeds have come, and no farther than `steps`. A run whose first epoch
+    ends later is left out, and named."""
     result = {}
     for label, runs in groups.items():
         end = min([run.steps[-1] for run in runs] + ([steps] if steps else []))
         kept = [(run, run.steps <= end) for run in runs]
+        if late := [run.folder for run, k in kept if not k.any()]:
+            note_left_out({f"its first epoch ends after the {end:,} steps to be compared": late})
         result[label] = [run._replace(steps=run.steps[k], columns={n: c[k] for n, c in run.columns.items()})
                          for run, k in kept if k.any()]
     return {label: runs for label, runs in result.items() if runs}
+
+
+def note_not_finite(groups: dict[str, list[Run]]) -> None:
+    """Of runs that count as they are: their label then has no such number."""
+    for runs in groups.values():
+        for metric in (metric for metric in METRICS if have(runs, metric)):
+            for run, value in zip(runs, final(runs, metric)):
+                if np.isnan(value):
+                    note(f"{run.folder}: its {metric} is not finite in the end, nor its label's.")
 
 
 def have(runs: list[Run], metric: str) -> bool:
@@ -233,8 +246,9 @@ def have(runs: list[Run], metric: str) -> bool:
 
 # statistics
 def iqm(scores: np.ndarray, axis: int | None = None) -> np.ndarray:
-    """Interquartile mean: a quarter of the values, rounded down, is cut off at either end."""
-    return trim_mean(scores, 0.25, axis=axis)
+    """Interquartile mean: a quarter of the values, rounded down, is cut off at either end. NaN where a value
+    is: cut off, it would count among the best."""
+    return np.where(np.isnan(scores).any(axis), np.nan, trim_mean(scores, 0.25, axis=axis))
 
 
 def interval(strata: list[np.ndarray], statistic=iqm, repetitions: int = 2000) -> np.ndarray:
@@ -282,11 +296,13 @@ def legend(figure: Figure, axis) -> None:
 
 
 def smooth(steps: np.ndarray, values: np.ndarray, at: np.ndarray, window: float) -> np.ndarray:
-    """Mean of the values with t - window < steps <= t, for each t; the newest one if there is none."""
-    sums = np.append(0, np.cumsum(values))
+    """Mean of the values with t - window < steps <= t, for each t; the newest one if there is none. NaN where
+    one of these is."""
+    bad = np.isnan(values)
+    sums, missing = (np.append(0, np.cumsum(each)) for each in (np.where(bad, 0, values), bad))
     last = np.searchsorted(steps, at, side="right")
     first = np.minimum(np.searchsorted(steps, at - window, side="right"), last - 1)
-    return (sums[last] - sums[first]) / (last - first)
+    return np.where(missing[last] > missing[first], np.nan, (sums[last] - sums[first]) / (last - first))
 
 
 def save(figure: Figure, path: Path, **options) -> None:
@@ -422,7 +438,8 @@ def scores(tasks: dict, limits: dict, metric: str, reference: str | None) -> tup
             span = iqm(finals[reference])
         elif len(tasks) > 1 and metric != "safety probability":
             every = np.concatenate(list(finals.values()))
-            low, span = every.min(), np.ptp(every) or 1.0
+            every = every[np.isfinite(every)]
+            low, span = (every.min(), np.ptp(every) or 1.0) if len(every) else (0.0, 1.0)
         for label, those in finals.items():
             values.setdefault(label, []).append((those - low) / span)
     how = "" if len(tasks) == 1 else " / limit" if metric == "cost" else ", normalised"
@@ -434,7 +451,7 @@ def profiles(path: Path, every: dict, style: dict, tasks: int) -> None:
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     axes = figure.subplots(1, len(every), squeeze=False)[0]
     for axis, (metric, (what, values)) in zip(axes, every.items()):
-        pool = np.concatenate([runs for strata in values.values() for runs in strata])
+        pool = np.nan_to_num(np.concatenate([runs for strata in values.values() for runs in strata]))
         margin = 0.02 * np.ptp(pool)
         tau = np.concatenate([[pool.min() - margin], np.unique(pool), [pool.max() + margin]])
         for label, strata in values.items():
@@ -521,6 +538,7 @@ def main(argv: list[str] | None = None) -> None:
     for task, groups in tasks.items():
         limits[task], groups = with_regret(groups, options.cost_limit, task)
         tasks[task] = cut(groups, options.steps)
+        note_not_finite(tasks[task])
     tasks = {task: groups for task, groups in tasks.items() if groups}
     if not tasks:
         sys.exit("there is no run with an epoch that can be read, up to --steps.")

@@ -106,6 +106,8 @@ def make_run(algorithm: str, experiment: str, options: dict[str, str]) -> Run:
     fields = {field.name: field for field in dataclasses.fields(module.Config) if field.name not in OURS}
     if unknown := [name for name in options if name not in fields]:
         raise Mistake(f"{algorithm}.py has no option --{unknown[0].replace('_', '-')}.")
+    if "unsafe" in options:  # a run has one name, that of its folder
+        options = {**options, "unsafe": str(module.run_folder(options["unsafe"]))}
     try:
         values = {name: value_of(fields[name], options[name]) for name in fields if name in options}
         config = module.Config(**{**module.PRESETS.get(values.get("preset"), {}), **values})
@@ -179,7 +181,7 @@ def arguments(argv: list[str] | None) -> tuple[list[Run], argparse.Namespace]:
                                 metavar="x", help="of the scripts, see their --help")
     options = parser.parse_args(argv)
     given = {name: values for name, values in vars(options).items() if isinstance(values, list)}
-    if options.workers < 1 or (options.parallel or 1) < 1:
+    if options.workers < 1 or options.parallel is not None and options.parallel < 1:
         raise Mistake("--workers and --parallel must be at least 1.")
     if options.scheduler and "://" not in options.scheduler:
         raise Mistake(f"--scheduler is {options.scheduler!r} but needs to be tcp://host:port.")
@@ -189,6 +191,12 @@ def arguments(argv: list[str] | None) -> tuple[list[Run], argparse.Namespace]:
     folders = [run.folder for run in runs]
     if twice := [folder for folder in folders if folders.count(folder) > 1]:
         raise Mistake(f"{twice[0]} would be run twice.")
+    for task, run in {run.config["task"]: run for run in runs}.items():
+        module = importlib.import_module(run.algorithm)
+        try:
+            module.make_env(task).close()
+        except module.Failure as error:
+            raise Mistake(str(error)) from None
     return sorted(runs, key=lambda run: run.config["seed"]), options  # a first seed of everything comes first
 
 
@@ -338,10 +346,15 @@ def sweep(client: Client, runs: list[Run], workers: int) -> dict[str, dict]:
         results[run.folder] = result
         bar.set_description(f"{len(results)}/{len(runs)} runs", refresh=False)
         bar.show(run.folder, result["steps"])
-        tqdm.write(f"{len(results)}/{len(runs)} {run.folder}: {result['outcome']}, {result['steps']:,} steps"
-                   f"{result['seconds'] and ' in ' + clock(result['seconds'])}")
+        tqdm.write(f"{len(results)}/{len(runs)} {run.folder}: {news(result)}")
     bar.close()
     return results
+
+
+def news(result: dict) -> str:
+    """What became of a run; of one that was skipped, no time."""
+    text = f"{result['outcome']}, {result['steps']:,} steps"
+    return text + (f" in {clock(result['seconds'])}" if result["seconds"] else "")
 
 
 def clock(seconds: float) -> str:
