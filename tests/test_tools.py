@@ -115,7 +115,7 @@ def test_a_sweep_survives_the_death_of_a_dask_worker(undisturbed, tmp_path):
     run = in_the_middle(tmp_path, RUNS, process)
     [script] = scripts(process, run)
     worker = script.parent()
-    assert worker.ppid() == process.pid and "popen_loky_posix" in " ".join(worker.cmdline())
+    assert worker.ppid() == process.pid and "spawn_main" in " ".join(worker.cmdline())
     worker.kill()
     assert not psutil.wait_procs([script], timeout=30)[1], "a run outlived its Dask worker"
     output, _ = ended(process)
@@ -386,9 +386,10 @@ def test_a_sweep_knows_where_the_scripts_put_their_runs(tmp_path, monkeypatch, c
         lines = [f"{name} = {json.dumps(values)}\n" for name, values in {**grid, **hidden}.items()]
         text += "".join(["[[grid]]\n", *lines])
     Path("grid.toml").write_text(text)
+    capsys.readouterr()
     assert sweep.main(["grid.toml", "--dry-run"]) == 0
     assert sorted(capsys.readouterr().out.splitlines()) == sorted(
-        f"{run.folder}: 0 of {sum(run.lengths.values())} steps" for run in runs)
+        f"{run.folder}: 0 of {sum(run.lengths.values()):,} steps" for run in runs)
 
 
 def test_a_run_with_other_options_is_not_taken_up(tmp_path, monkeypatch):
