@@ -115,7 +115,7 @@ def test_a_sweep_survives_the_death_of_a_dask_worker(undisturbed, tmp_path):
     run = in_the_middle(tmp_path, RUNS, process)
     [script] = scripts(process, run)
     worker = script.parent()
-    assert worker.ppid() == process.pid and "popen_loky_posix" in " ".join(worker.cmdline())
+    assert worker.ppid() == process.pid and "spawn_main" in " ".join(worker.cmdline())
     worker.kill()
     assert not psutil.wait_procs([script], timeout=30)[1], "a run outlived its Dask worker"
     output, _ = ended(process)
