@@ -862,8 +862,12 @@ class Checked:
 ALGORITHM = "sbtrpo"
 CRITIC_OUTPUTS = {"reward": 1, "cost": 1}
 MEMORY = {}  # what the loop carries from epoch to epoch besides: nothing
-PRESETS = {"none": {}, "paper": {"advantage": "mc"}, "safe": {  # safe: what made results/circle
-    "update": "optimal", "beta": 0.99, "batch_growth": 10 ** (1 / 3), "total_steps": 3_000_000}}
+# paper: conventions of PyTorch's libraries, which average KL and damping over the action dimensions;
+# here are sums, for two of these. safe: batches grow tenfold in 3M steps.
+PRESETS = {"none": {}, "paper": {"advantage": "mc", "batch_steps": 20_000, "cg_iterations": 15,
+                                 "delta": 0.02, "damping": 0.2, "initial_std": 1.0},
+           "safe": {"update": "optimal", "beta": 0.99, "batch_growth": 10 ** (1 / 3),
+                    "total_steps": 3_000_000}}
 GROUPS = {"task": "run", "update": "algorithm", "hidden": "network", "scheduler": "rarely changed"}
 
 @dataclasses.dataclass(frozen=True)

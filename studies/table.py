@@ -35,6 +35,7 @@ ROWS = [
     (CIRCLE2, "SB-TRPO, `--preset safe`", "safe", "7.5 ± 1.5 at 0.99 ± 0.01 (20M, 5 seeds)"),
     *((CIRCLE2, f"SB-TRPO, `--beta {beta}`", f"beta-{beta}", "the same")
       for beta in (0.6, 0.7, 0.75, 0.8, 0.9)),
+    (CIRCLE2, "SB-TRPO, `--preset paper`", "paper", "the same"),
     (CIRCLE2, "SB-TRPO, `--update optimal`", "optimal", "the same"),
     (CIRCLE2, "SB-TRPO, `--advantage gae`", "gae", "the same"),
     (CIRCLE2, "SB-TRPO, `--advantage gae`, random critics", "gae-random-critics", "the same"),

@@ -5,7 +5,10 @@ for each statement of the papers.
 """
 import json
 import math
+import os
+import shutil
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -347,7 +350,23 @@ class Tables:
             save_ledger(rows, ROOT / "results" / "ledger.json")
 
 
+def keep_bytecode(config) -> None:
+    """Tests start hundreds of processes. Where Python is told to write no bytecode, each compiles some 600
+    modules, half of its time: so bytecode is kept for the length of the session, in a folder of its own."""
+    if os.environ.get("PYTHONDONTWRITEBYTECODE") and "PYTHONPYCACHEPREFIX" not in os.environ:
+        os.environ["PYTHONPYCACHEPREFIX"] = folder = tempfile.mkdtemp(prefix="bytecode-")
+        told = os.environ.pop("PYTHONDONTWRITEBYTECODE")
+
+        def put_back():
+            os.environ["PYTHONDONTWRITEBYTECODE"] = told
+            del os.environ["PYTHONPYCACHEPREFIX"]
+            shutil.rmtree(folder, ignore_errors=True)
+
+        config.add_cleanup(put_back)
+
+
 def pytest_configure(config):
+    keep_bytecode(config)
     config.addinivalue_line("markers", "slow: long sweeps, skipped without -m slow")
     if not config.pluginmanager.has_plugin("tables"):
         config.pluginmanager.register(Tables(), "tables")

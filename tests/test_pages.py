@@ -55,7 +55,7 @@ HOW = {
     "uv run studies/ledger.py": (HERE, ""),
     "uv run studies/differences.py": (HERE, ""),
     "pip install": (SLOW, ""),
-    "python sbtrpo.py": (SLOW, TINY),
+    "python sbtrpo.py": (SLOW, f"{TINY} --experiment pip"),
     "python test_updates.py": (SLOW, "-k test_mu_is"),
 }
 
@@ -145,7 +145,7 @@ def what_it_needs(copy: Path, command: str):
 
 @slow
 @needs_uv
-@pytest.mark.parametrize("command", to_run(SLOW))
+@pytest.mark.parametrize("command", to_run(SLOW), ids=lambda command: command[:50])
 def test_long_commands_run_as_printed(command, copy):
     """Cut short by their own options, where they have such. Later ones use what earlier ones have left."""
     if "film" in command and not (find_library("EGL") or find_library("OSMesa")):
@@ -154,7 +154,7 @@ def test_long_commands_run_as_printed(command, copy):
         run(copy, command)
 
 
-@pytest.mark.parametrize("command", to_run(DRY))
+@pytest.mark.parametrize("command", to_run(DRY), ids=lambda command: command[:80])
 def test_printed_sweeps_are_taken(command, monkeypatch, capsys):
     """As far as --dry-run. Control: an option that no script has."""
     monkeypatch.chdir(ROOT)
