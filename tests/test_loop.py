@@ -891,7 +891,7 @@ def test_margin_is_budget_less_cost_and_recovery_ends_below_its_share(world, run
 def test_training_of_ctrpo_starts_in_recovery(tmp_path):
     """Even far within the budget, if J_c is above its share h."""
     (epoch,) = run(
-        ctrpo, "course", tmp_path, "--total-steps=100", "--cost-limit=20", "--hysteresis=.001"
+        ctrpo, "course", tmp_path, "--total-steps=150", "--cost-limit=20", "--hysteresis=.001"
     ).epochs
     assert 0.02 <= np.mean([episode.costs.sum() for episode in epoch.episodes]) < 20
     assert epoch.update.recovery
