@@ -936,7 +936,7 @@ def open_run(argv):
         config, state = load_run(run)
         # a scheduler sends code: none is taken from a file
         config = dataclasses.replace(config, **{"scheduler": ""} | options)
-        if config.total_steps < state["steps"]:
+        if options.get("total_steps", math.inf) < state["steps"]:
             raise Failure(f"{run} has done {state['steps']:,} steps: --total-steps is too small.")
         save_config(run, config)  # a raised total is the run's
         write(run / "progress.csv", state["progress"])

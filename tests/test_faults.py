@@ -228,6 +228,15 @@ def test_a_raised_total_is_kept_and_a_total_below_the_steps_done_refused(tmp_pat
     assert sbtrpo.load_run(run)[0].total_steps == 400_000
 
 
+def test_a_finished_run_is_resumed_to_its_report(tmp_path):
+    """Nothing is trained; a run ends a few steps beyond its total, which is no mistake."""
+    options = ["--task=tabular_cmdp:HazardGrid-v0", "--hidden=8", "--batch-steps=500", "--total-steps=500"]
+    finish(begin(tmp_path, *options))
+    before = outcome(tmp_path / run_of())
+    finish(begin(tmp_path, "--resume", tmp_path / run_of()))
+    assert outcome(tmp_path / run_of()) == before and int(before[0][0]["Train/TotalSteps"]) > 500
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_a_run_ends_in_two_seconds_whatever_the_environment_does(number, tmp_path):
     """The environment swallows interruptions and its episodes never end; no worker is left, nothing leaks."""
