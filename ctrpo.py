@@ -818,18 +818,19 @@ def load_run(run):
             print(f"{path} cannot be used: {error}", file=sys.stderr)
     raise Failure(f"{run} holds no run that can be resumed; start anew under another --experiment.")
 
-def load_policy(run):
-    """observation -> the mean action (the most likely one, if discrete) of a run's policy, as the
-    run's environment takes it: `act = load_policy("runs/..."); env.step(act(observation))`."""
+def load_policy(run, rng=None):
+    """observation -> an action of a run's policy, as the run's environment takes it: the mean (the
+    most likely one, if discrete), or, with a numpy Generator, a sample, as in training. For
+    `act = load_policy("runs/..."); env.step(act(observation))`."""
     config, state = load_run(run_folder(run))
-    env, act = make_env(config.task), make_actor(state).acting(None)
+    env, act = make_env(config.task), make_actor(state).acting(rng)
     env.close()
 
-    def best_action(observation):
+    def action_for(observation):
         observation = to_vector(env.observation_space, observation)
         return to_action(env.action_space, act(observation))
 
-    return best_action
+    return action_for
 
 def report(run, state):
     """Draws curves.png; returns means over the last tenth of the epochs, and where all is."""

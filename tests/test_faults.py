@@ -307,12 +307,16 @@ def test_train_called_from_own_code_leaves_a_run(script, tmp_path):
     name = script.__name__
     few = "unsafe_steps=100, exclusion='none'" if script is strpo else ""
     (tmp_path / "mine.py").write_text(f"""
-import {name} as script, environments, gymnasium, pathlib
+import {name} as script, environments, gymnasium, numpy, pathlib
 config = script.Config(task="environments:Walk-v0", hidden=(8,), batch_steps=100, total_steps=100, {few})
 script.train(config, pathlib.Path("mine"), script.initial_state(config))
 act = script.load_policy("mine")
 env = gymnasium.make("Walk-v0")
-print(act(env.reset(seed=0)[0]), env.action_space.contains(act(env.reset(seed=0)[0])))
+seen, rng = env.reset(seed=0)[0], numpy.random.default_rng(0)
+sample = script.load_policy("mine", rng)
+print(act(seen), [sample(seen) for _ in range(3)])
+assert act(seen) == act(seen) and sample(seen) != sample(seen)
+print(all(env.action_space.contains(each(seen)) for each in (act, sample)))
 """)
     environment = {**os.environ, **PATHS}
     result = subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, env=environment,
