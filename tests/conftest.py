@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import warnings
@@ -19,6 +20,8 @@ import pytest
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a job in the background; runs inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 RECORDS = {}  # name of a figure -> Record, of all tests so far
 OF_THIS_TEST = {}  # the same, of the test that runs
 
