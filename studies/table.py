@@ -8,7 +8,7 @@
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
 """All runs, a table a paper: of results/, by `uv run studies/table.py`, which puts them between two comments
-of README.md or of a page in docs/.
+of a page in docs/, and a few of their rows into README.md.
 
 A row is a task, an algorithm with its options, and the end of a folder's name, which is
 results/ALGORITHM-TASK-SETTING. Numbers are means over the epochs of the last tenth of the steps that all its
@@ -16,7 +16,7 @@ seeds have come to, training episodes; then the mean over seeds ± their standar
 one seed. ROWS holds what was published, too.
 """
 
-import argparse, sys
+import argparse, re, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +25,7 @@ from ledger import put
 from report import cut, final, find, have, number, spread
 
 COMMENTS = "<!-- the results, by studies/table.py -->\n", "<!-- end of the results -->"
+SHORT = "<!-- some results, by studies/table.py -->\n", "<!-- end of some results -->"
 HEAD = ["task", "options", "return", "cost", "safety probability", "safe reward", "steps", "seeds", "hours",
         "published, return at cost or safe reward at safety probability", "folder"]
 CIRCLE, GOAL, POINT = "SafetyCarCircle1-v0", "SafetyCarGoal1-v0", "SafetyPointGoal1-v0"
@@ -64,8 +65,12 @@ ROWS = [
     (GOAL, "SB-TRPO", "defaults-1M", ""),
 ]
 
+FEW = [(CIRCLE2, "SB-TRPO", "safe"), (SWIMMER, "SB-TRPO", "safe"), (HOPPER, "C-TRPO", "paper"),
+       (ANT, "C-TRPO", "paper"), (POINT, "C-TRPO", "paper"), (HOPPER, "sTRPO", "exact")]  # README's rows
+
 
 def cells(folder: Path, algorithm: str, task: str) -> list[str]:
+    """Return, cost, safety and safe reward, steps, seeds, hours."""
     runs = [run for run in find([str(folder)]) if run.algorithm == algorithm]
     assert runs and {run.task for run in runs} == {task}, f"{folder} needs runs of {algorithm} on {task} only"
     assert len({run.seed for run in runs}) == len(runs), f"{folder} has two runs of one seed"
@@ -76,13 +81,18 @@ def cells(folder: Path, algorithm: str, task: str) -> list[str]:
     return [*means, f"{runs[0].steps[-1] / 1e6:.2g}M", str(len(runs)), f"{final(runs, 'hours').mean():.2g}"]
 
 
+def folder_of(task: str, method: str, setting: str) -> tuple[Path, str]:
+    """Where its runs are, and the name of its algorithm."""
+    algorithm = method.replace("-", "").lower()
+    return ROOT / "results" / f"{algorithm}-{task}-{setting}", algorithm
+
+
 def table() -> str:
     """The tables of the three papers, each below its heading."""
     tables = {"SB-TRPO": "", "C-TRPO": "", "sTRPO": ""}
     for task, label, setting, published in ROWS:
         method, _, options = label.partition(", ")
-        algorithm = method.replace("-", "").lower()
-        folder = ROOT / "results" / f"{algorithm}-{task}-{setting}"
+        folder, algorithm = folder_of(task, method, setting)
         link = f"[{setting}](../results/{folder.name})"
         line = [task, options or "defaults", *cells(folder, algorithm, task), published, link]
         tables[method] += f"| {' | '.join(line)} |\n"
@@ -90,9 +100,25 @@ def table() -> str:
     return "\n".join(f"### {method}\n\n{head}{lines}" for method, lines in tables.items())
 
 
+def few() -> str:
+    """README's rows: SB-TRPO's in safe reward at safety probability, the others' in return at cost."""
+    lines = "| task, method, steps, seeds | ours | published |\n|---|---|---|\n"
+    published, before = {}, ""
+    for task, label, setting, text in ROWS:
+        if text != "the same":
+            before = text
+        published[task, label.partition(",")[0], setting] = before
+    for task, method, setting in FEW:
+        returned, cost, safety, safe_reward, steps, seeds, _ = cells(*folder_of(task, method, setting), task)
+        ours = f"{safe_reward} at {safety}" if method == "SB-TRPO" else f"{returned} at {cost}"
+        name = re.match(r"Safety(.*?)(Velocity)?-v\d", task)[1]
+        lines += f"| {name}, {method}, {steps}, {seeds} | {ours} | {published[task, method, setting]} |\n"
+    return lines
+
+
 def main(argv: list[str] | None = None) -> None:
     argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0]).parse_args(argv)
-    print(put(table(), *COMMENTS))
+    print(put(table(), *COMMENTS), put(few(), *SHORT))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ that of a sweep in which nothing happened. The statistics of reports are compare
 
 import contextlib, csv, fcntl, json, math, os, re, shlex, shutil, signal, subprocess, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+import gymnasium
 import numpy as np
 import psutil
 import pytest
@@ -20,10 +22,12 @@ sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "studies")]
 import budgets
 import critics
 import ctrpo
+import evaluate
 import exclusion
 import margins
 import published
 import report
+import sbtrpo
 import sweep
 import table
 from ledger import replaced
@@ -223,6 +227,40 @@ def test_action_noise_replaces_actions(undisturbed, tmp_path):
         [spread] = judged[noise]["over_runs"].values()
         means = [run["sampled"]["return"][0] for run in results]
         assert spread["sampled"]["return"] == pytest.approx([np.mean(means), np.std(means, ddof=1)])
+
+
+class Fetch(gymnasium.Env):
+    """Five steps; a goal at each even one, and a cost at the end of every second episode."""
+    observation_space = action_space = gymnasium.spaces.Box(-1, 1, (1,))
+    episodes = 0
+
+    def reset(self, seed=None, options=None):
+        self.time, self.episodes = 0, self.episodes + 1
+        return np.zeros(1), {}
+
+    def step(self, action):
+        self.time += 1
+        ended = self.time == 5
+        info = {"cost": float(ended and self.episodes % 2 == 0)}
+        if self.time % 2 == 0:
+            info["goal_met"] = True
+        return np.zeros(1), 1.0, ended, False, info
+
+
+def test_goals_are_those_of_safe_episodes():
+    """Two goals in each of the safe ones; of no safe episode there is no mean. Control: without info there is
+    none."""
+    env, actor = Fetch(), SimpleNamespace(acting=lambda rng: lambda observation: np.zeros(1))
+    totals = np.array([evaluate.play(sbtrpo, env, actor, (0, 0, i), True, 0.0) for i in range(4)])
+    assert totals.tolist() == [[5, 0, 2], [5, 1, 2], [5, 0, 2], [5, 1, 2]]
+    assert evaluate.summary(totals)["goals"][0] == 2 and evaluate.summary(totals)["safe reward"][0] == 2.5
+    unsafe = evaluate.summary(totals[1::2])
+    assert unsafe["goals"] == (None, None, None) and evaluate.cell(*unsafe["goals"]) == "-"
+    run = dict.fromkeys(evaluate.POLICIES, unsafe)
+    assert evaluate.over_runs({"a/seed-0": run, "a/seed-1": run})["a"]["sampled"]["goals"] == (None, None)
+    silent = gymnasium.wrappers.TransformObservation(env, lambda observation: observation)
+    silent.step = lambda action: (*env.step(action)[:4], {"cost": 0.0})
+    assert evaluate.play(sbtrpo, silent, actor, (0, 0, 0), True, 0.0).tolist() == [5, 0, 0]
 
 
 def test_distance_from_the_unsafe_policy_is_what_training_logged(capsys):
@@ -652,7 +690,8 @@ def test_results_in_this_repository_can_be_reported(tmp_path, capsys):
 def test_results_in_the_pages_are_those_in_results():
     """What studies/table.py would write is what is there. Control: seeds of another task are refused."""
     text = pages()
-    assert replaced(text, *table.COMMENTS, table.table()) == text, "run: uv run studies/table.py"
+    for comments, made in ((table.COMMENTS, table.table()), (table.SHORT, table.few())):
+        assert replaced(text, *comments, made) == text, "run: uv run studies/table.py"
     with pytest.raises(AssertionError, match="SafetyAntVelocity-v1 only"):
         hopper = ROOT / "results" / "ctrpo-SafetyHopperVelocity-v1-paper"
         table.cells(hopper, "ctrpo", "SafetyAntVelocity-v1")

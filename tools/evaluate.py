@@ -18,10 +18,12 @@ return       sum of rewards of an episode, undiscounted                         
 cost         sum of costs of an episode, undiscounted                           mean over episodes
 safety       an episode is safe if its cost is 0                                share of the episodes
 safe reward  the return of a safe episode, and 0 for any other one              mean over episodes
+goals        steps of a safe episode with info["goal_met"], as Safety           mean over safe episodes
+             Gymnasium's Goal, Button and Push say; other tasks have 0
 
 Intervals are at 95%: the percentile bootstrap for means (5,000 resamples), Wilson's for the share. The mean
-of one episode has none. After several runs of one folder come the mean and standard deviation (n - 1) of the
-runs' means.
+of one episode has none, and of no safe episode there is no mean. After several runs of one folder come the
+mean and standard deviation (n - 1) of the runs' means.
 
 Episode i is keyed by (evaluation seed, training seed, i) with the spawn key 1. Training has
 other spawn keys, 2 to 4, so no stream of random numbers is met twice. (The seed of a world has 32 bits: the
@@ -39,23 +41,37 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one BLAS thread: the same bits in every process
+import gymnasium
 import numpy as np
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-METRICS = ("return", "cost", "safety", "safe reward")
+METRICS = ("return", "cost", "safety", "safe reward", "goals")
 POLICIES = ("sampled", "deterministic")
 
 
+class Goals(gymnasium.Wrapper):
+    """Counts the goals of an episode."""
+
+    def reset(self, **options):
+        self.count = 0
+        return self.env.reset(**options)
+
+    def step(self, action):
+        values = self.env.step(action)
+        self.count += bool(values[-1].get("goal_met"))
+        return values
+
+
 def play(algorithm, env, actor, key: tuple, deterministic: bool, noise: float, watch=lambda: None):
-    """[return, cost] of one episode, undiscounted; `watch` is called before every step."""
+    """[return, cost, goals] of one episode, undiscounted; `watch` is called before every step."""
     streams = np.random.SeedSequence(key, spawn_key=(1,)).spawn(3)
     world, choice, disturbance = map(np.random.default_rng, streams)
     start, totals, ended = int(world.integers(2**32)), np.zeros(2), False
     np.random.seed(start)  # for environments with random numbers of their own
     random.seed(start)
-    act = actor.acting(None if deterministic else choice)
+    env, act = Goals(env), actor.acting(None if deterministic else choice)
     try:
         observation = algorithm.to_vector(env.observation_space, env.reset(seed=start)[0])
         while not ended:
@@ -69,7 +85,7 @@ def play(algorithm, env, actor, key: tuple, deterministic: bool, noise: float, w
     except (Exception, SystemExit) as error:
         text = f"evaluation episode {key[-1]}: {type(error).__name__}: {error}"
         raise algorithm.Failure(text) from None
-    return totals
+    return np.array([*totals, env.count])
 
 
 def uniform_action(space, rng: np.random.Generator):
@@ -130,8 +146,8 @@ def writable(path: Path) -> None:
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float] | tuple[None, None]:
-    """95% percentile bootstrap interval of the mean; a single value has none."""
-    if len(values) == 1:
+    """95% percentile bootstrap interval of the mean; a single value has none, nor has no value."""
+    if len(values) <= 1:
         return None, None
     rng = np.random.default_rng(0)
     means = [rng.choice(values, len(values)).mean() for _ in range(5000)]
@@ -147,12 +163,14 @@ def share_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, 
 
 
 def summary(totals: np.ndarray) -> dict:
-    """{metric: (mean, low, high)} of (n, 2) returns and costs."""
-    returns, costs = totals.T
+    """{metric: (mean, low, high)} of (n, 3) returns, costs and goals; the mean of no goals is None."""
+    returns, costs, goals = totals.T
     safe = costs == 0
     result = {"safety": (float(safe.mean()), *share_interval(int(safe.sum()), len(safe)))}
     for name, values in (("return", returns), ("cost", costs), ("safe reward", returns * safe)):
         result[name] = (float(values.mean()), *mean_interval(values))
+    mean = float(goals[safe].mean()) if safe.any() else None
+    result["goals"] = (mean, *mean_interval(goals[safe]))
     return {name: result[name] for name in METRICS}
 
 
@@ -176,10 +194,12 @@ def over_runs(results: dict) -> dict:
     spread = {}
     for folder, runs in itertools.groupby(results, lambda run: str(Path(run).parent)):
         if len(runs := list(runs)) > 1:
-            means = {policy: np.array([[results[run][policy][name][0] for name in METRICS] for run in runs])
-                     for policy in POLICIES}
-            spread[folder] = {policy: dict(zip(METRICS, zip(m.mean(0).tolist(), m.std(0, ddof=1).tolist())))
-                              for policy, m in means.items()} | {"runs": len(runs)}
+            spread[folder] = {"runs": len(runs)}
+            for policy in POLICIES:
+                means = {name: [results[run][policy][name][0] for run in runs] for name in METRICS}
+                spread[folder][policy] = {name: (None, None) if None in each else
+                                          (float(np.mean(each)), float(np.std(each, ddof=1)))
+                                          for name, each in means.items()}
     return spread
 
 
@@ -241,22 +261,29 @@ def film(loaded: tuple, options: argparse.Namespace) -> str:
             frames.append(Image.fromarray(env.render()))
 
     try:
-        total, cost = play(algorithm, env, actor, key, False, options.action_noise[0], watch)
+        total, cost, _ = play(algorithm, env, actor, key, False, options.action_noise[0], watch)
     finally:
         env.close()
     frames[0].save(options.video, save_all=True, append_images=frames[1:], duration=40, loop=0)
     return f"{options.video}: return {total:.2f}, cost {cost:g}, {len(frames)} images"
 
 
+def cell(mean: float | None, low: float | None, high: float | None) -> str:
+    """A mean with its interval, as far as there are any."""
+    if mean is None:
+        return "-"
+    return f"{mean:.3g}" + (f" [{low:.3g}, {high:.3g}]" if low is not None else "")
+
+
 def table(results: dict, spread: dict) -> str:
     """One row for a run and policy, then one for a folder of runs and policy."""
     rows = [("run", "policy", *METRICS)]
     for run, policy in itertools.product(results, POLICIES):
-        cells = [f"{mean:.3g}" if low is None else f"{mean:.3g} [{low:.3g}, {high:.3g}]"
-                 for mean, low, high in results[run][policy].values()]
+        cells = [cell(*value) for value in results[run][policy].values()]
         rows.append(("/".join(Path(run).parts[-4:]), policy, *cells))
     for folder, policy in itertools.product(spread, POLICIES):
-        cells = [f"{mean:.3g} +- {std:.2g}" for mean, std in spread[folder][policy].values()]
+        cells = ["-" if mean is None else f"{mean:.3g} +- {std:.2g}"
+                 for mean, std in spread[folder][policy].values()]
         label = f"{'/'.join(Path(folder).parts[-3:])}, mean +- std of {spread[folder]['runs']} runs"
         rows.append((label, policy, *cells))
     widths = [max(map(len, column)) for column in zip(*rows)]
@@ -344,7 +371,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.output:
         versions = {name: importlib.metadata.version(name) for name in ("numpy", "gymnasium", "mujoco")}
         about = {"episodes": options.episodes, "seed": options.seed, "versions": versions,
-                 "values": "runs: mean, ends of its 95% interval (null of one episode's mean); "
+                 "values": "runs: mean, ends of its 95% interval (null where there is none); "
                            "over_runs: mean, standard deviation (n - 1)",
                  "by_action_noise": judged}
         options.output.write_text(json.dumps(about, indent=1) + "\n")
