@@ -62,7 +62,7 @@ Sections 1 to 3 are the algorithm. The rest is what it stands on, bottom up; opt
 """
 
 import argparse, atexit, concurrent.futures, copy, csv, dataclasses, functools, importlib.metadata
-import importlib.util, io, itertools, json, math, os, platform, random, re, signal
+import importlib.util, io, itertools, json, logging, math, os, platform, random, re, signal
 import sys, threading, time, unittest.mock, zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -617,6 +617,7 @@ def make_executor(config):
             config.workers, initializer=guard_worker, initargs=(os.getpid(),))
     from distributed import Client
 
+    logging.getLogger("distributed.client").setLevel("CRITICAL")  # collect says what was lost
     client = Client(config.scheduler)
     client.upload_file(__file__)
     return client.get_executor()

@@ -317,6 +317,26 @@ def test_a_dask_worker_that_always_dies_is_one_sentence(tmp_path):
         cluster.communicate("", timeout=30)
 
 
+def test_a_lost_dask_scheduler_is_one_sentence(reference, tmp_path):
+    """The scheduler is killed in the middle of an epoch; the run can be resumed with processes instead, and
+    ends with the same bits."""
+    shutil.copy(ROOT / "tabular_cmdp.py", tmp_path)
+    (tmp_path / "cluster.py").write_text(CLUSTER)
+    cluster = subprocess.Popen([sys.executable, "cluster.py"], cwd=tmp_path, text=True, stderr=-3,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        address = cluster.stdout.readline().strip()
+        process = start(tmp_path, *SMALL, "--scheduler", address)
+        progress(tmp_path / RUN, process)
+    finally:
+        cluster.kill()
+        cluster.wait()
+    *_, sentence, hint = finish(process, 1)
+    assert sentence == f"the scheduler {address} has gone." and "--resume" in hint
+    finish(start(tmp_path, "--resume", RUN))
+    assert outcome(tmp_path / RUN) == outcome(reference / RUN)
+
+
 def test_a_full_disk_loses_no_epoch(reference, tmp_path):
     """Files cannot grow beyond a checkpoint of the middle of the run: one sentence, the one before loads, and
     with space again the run ends as if nothing had happened."""
