@@ -57,7 +57,7 @@ EPISODES = [
         "return np.asarray(observation, float).ravel()",
         "tests/test_faults.py::test_observations_and_actions_are_copied_at_the_border"),
     *shared("whole numbers are cut, not rounded", "numbers = np.rint(numbers)", "pass",
-        "tests/test_faults.py::test_actions_are_members_of_their_box_and_reach_all_of_it"),
+        "tests/test_faults.py::test_whole_actions_are_the_nearest_ones"),
     *shared("negative costs are taken", "if cost < 0:", "if False:",
         "tests/test_faults.py::test_costs_and_rewards_are_single_numbers_and_costs_not_negative"),
     *shared("lost arrays of a checkpoint are not missed", "crc = zlib.crc32(name.encode() + ",

@@ -3,6 +3,7 @@ each ends in one sentence, and nothing that was saved is lost. Part of `uv run t
 
 Runs of one process are tried in this one, on the shipped functions; whole runs as users start them.
 """
+import io
 import json
 import os
 import signal
@@ -108,6 +109,13 @@ def test_actions_are_members_of_their_box_and_reach_all_of_it(space, seed):
         reached = sbtrpo.to_action(space, np.full(size, output))
         assert np.array_equal(reached[two], bound[two])
     assert not np.shares_memory(outputs, sbtrpo.to_action(space, outputs))
+
+
+def test_whole_actions_are_the_nearest_ones():
+    """Of 0 to 9, at every fifth between: cut off, 0.6 would be 0."""
+    space = spaces.Box(-3, 6, (46,), np.int64)
+    meant = np.arange(46) / 5
+    assert sbtrpo.to_action(space, 2 * meant / 9 - 1).tolist() == (np.rint(meant) - 3).tolist()
 
 
 @pytest.mark.parametrize("name", ["Member", "Scalar", "Matrix", "Whole", "Thrust", "FromTwo"])
@@ -336,7 +344,8 @@ def test_a_run_of_another_algorithm_is_named(tmp_path, monkeypatch):
 
 
 def test_damaged_checkpoints_are_never_accepted(tmp_path, monkeypatch, capsys):
-    """One bit of 2,000 flipped: the state is the same, or the checkpoint before is taken."""
+    """One bit of 2,000 flipped, or an array lost or renamed: the state is the same, or the checkpoint before
+    is taken."""
     monkeypatch.chdir(tmp_path)
     run = Path("run")
     config = sbtrpo.Config(task="environments:Walk-v0", hidden=(3,), total_steps=100, batch_steps=100)
@@ -355,6 +364,12 @@ def test_damaged_checkpoints_are_never_accepted(tmp_path, monkeypatch, capsys):
         assert set(loaded) | {"steps"} == set(state)
         assert all(np.array_equal(loaded[name], state[name]) for name in loaded)
     assert kept + fell_back == 2000 and fell_back > 500
+    with np.load(io.BytesIO(whole)) as arrays:
+        arrays = dict(arrays)
+    for name in sorted(set(arrays) - {"checksum"}):  # renamed, it has its content and its place
+        for others in ({}, {name + "_": arrays[name]}):
+            np.savez(run / "checkpoint.npz", **{n: arrays[n] for n in arrays if n != name}, **others)
+            assert sbtrpo.load_run(run)[1]["steps"] == 0, name
 
 
 def test_a_scheduler_is_not_taken_from_a_file(tmp_path, monkeypatch):
