@@ -8,10 +8,10 @@ with its costs) is the one that the package gives by itself, and so are its type
 Only the time differs. Covered are the navigation tasks Goal, Button, Push, Circle and Run, at levels 0 to 2
 and with all five agents, and the velocity tasks. What is not known here (vision, keyboard, race and fading
 tasks, options changed by hand) runs the original code, and a warning says so, once. Environments made with a
-`render_mode` run it as well: all that is visual is as before. So does the copy of an environment, until its
-next reset. Beside another mujoco or gymnasium than those of `VERSIONS` nothing is installed, and a warning
-says so. Attributes of `env.task` changed by hand count from the next reset on. Python 3.11 can import the
-package, too, and gymnasium-robotics is not needed.
+`render_mode` run it as well: all that is visual is as before. So do steps while a callback of MuJoCo is set,
+and the copy of an environment, until its next reset. Beside another mujoco or gymnasium than those of
+`VERSIONS` nothing is installed, and a warning says so. Attributes of `env.task` changed by hand count from
+the next reset on. Python 3.11 can import the package, too, and gymnasium-robotics is not needed.
 
 Where the time went, and no longer goes
  1. A reset decodes PNG textures, which only a renderer needs, and parses YAML and XML. Here the package
@@ -19,7 +19,9 @@ Where the time went, and no longer goes
  2. A step calls mj_forward three times, though nothing has moved after the first. Only the constraint solver,
     which starts from where it ended before, still changes last bits; here, only that part runs again.
  3. Contacts were told apart by the names of their geometries. Here each geometry has a few bits.
- 4. Distances, lidars and placements went object by object through small functions. Here all go together.
+ 4. Distances, lidars and placements went object by object through small functions of numpy. Here vectors and
+    angles of all objects are computed together, and the rest is Python's arithmetic.
+ 5. Sensors were evaluated in every frame. Here they are where somebody reads them: at the end of a step.
 
 Why no bit changes: each function names what it replaces, and gives the reason. None sums in another order or
 takes a similar function of another library. What is assumed of numpy, that an array gives the same bits as

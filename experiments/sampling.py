@@ -6,18 +6,18 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""What share of sampling is physics, now and before: `uv run experiments/sampling.py` (Linux, 25 minutes).
+"""What share of sampling is physics, now and before: `uv run experiments/sampling.py` (Linux, 15 minutes).
 
 One environment of fast_safety_gymnasium.py, whole episodes, resets included, actions like those of a fresh
-policy, the same in all runs. Times are processor time of one process in microseconds a step, so that other
-work on the machine counts little. Each measurement has a process of its own, and they take turns.
+policy. Times are processor time in microseconds a step.
 
     physics   MuJoCo's simulation steps (mj_step) as Safety Gymnasium asks for them, sensors and all
     before    everything, with fast_safety_gymnasium.py of another commit (--before)
     now       everything, with the file as it is here
 
-The shares are physics over before, and physics over now; medians over repetitions, with their range. The bar
-is 75%. Bits are the same in all three, which test_fast.py proves.
+The three take turns in one process, every 1,000 steps or so, and go through the same episodes: other work on
+the machine slows all of them down. The shares are physics over before, and physics over now, turn by turn:
+medians, with the quartiles. The bar is 75%. Bits are the same in all three, which test_fast.py proves.
 
 Then, for the file as it is here, where the time goes, function by function: a look every few milliseconds of
 processor time at the line that runs. What a function spends in numpy is its own. MuJoCo's functions are named
@@ -26,67 +26,80 @@ as MuJoCo does; `mj_step` is less than physics above, for the file leaves out se
 The table goes to the screen, and all values to results/sampling.json; with --quick or --tasks, to --output.
 """
 
-import argparse, collections, json, signal, subprocess, sys, tempfile, time
+import argparse, collections, importlib.util, json, signal, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
-from statistics import median
 
 import speed
 
-ROOT, BAR = speed.ROOT, 0.75
+ROOT, BAR, TURN = speed.ROOT, 0.75, 1_000  # steps
 BEFORE = "944a8f3"  # the last commit before this was measured
 MUJOCO = ("mj_step", "mj_forward", "mj_forwardSkip", "mj_rnePostConstraint", "mj_jacBody", "mj_normalizeQuat",
           "from_xml_string")
 
 
-def episodes(folder: str, task: str, steps: int):
-    """Begins `steps` steps or more of whole episodes each time it is called; returns how many there were."""
-    sys.path.insert(0, folder)
-    import fast_safety_gymnasium
+def load(path: str):
+    """A version of fast_safety_gymnasium.py, not installed."""
+    spec = importlib.util.spec_from_file_location(f"fast_{len(sys.modules)}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.uninstall()
+    return module
+
+
+def environment(task: str) -> tuple:
+    """The environment as the scripts make it, and actions for the longest turn."""
     import safety_gymnasium
-    assert Path(fast_safety_gymnasium.__file__).parent == Path(folder)
-    env = safety_gymnasium.make(task, disable_env_checker=True)  # as the scripts make it
-    actions = speed.like_ours(steps + speed.longest(task), env.action_space)
+    env = safety_gymnasium.make(task, disable_env_checker=True)
     env.reset(seed=0)
-
-    def run() -> int:
-        done = seed = 0
-        while done < steps:
-            env.reset(seed=seed)
-            seed, ended, truncated = seed + 1, False, False
-            while not (ended or truncated):
-                *_, ended, truncated, _ = env.step(actions[done])
-                done += 1
-        return done
-
-    return run
+    return env, speed.like_ours(TURN + speed.longest(task), env.action_space)
 
 
-def time_everything(folder: str, task: str, steps: int) -> float:
-    run = episodes(folder, task, steps)
-    started = time.process_time()
-    return run() / (time.process_time() - started)
+def episodes(env, actions, seed: int) -> int:
+    """Whole episodes, until there are TURN steps or more; returns how many."""
+    done = 0
+    while done < TURN:
+        env.reset(seed=seed + done)
+        ended = truncated = False
+        while not (ended or truncated):
+            *_, ended, truncated, _ = env.step(actions[done])
+            done += 1
+    return done
 
 
-def time_physics(folder: str, task: str, steps: int) -> float:
-    """Steps a second of mj_step with sensors, inside the episodes; reading the clock is taken off."""
-    import mujoco
-    run, simulate, clock = episodes(folder, task, steps), mujoco.mj_step, time.thread_time
-    spent, calls = 0.0, 0
-    no_sensors = int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
+class Physics:
+    """In the place of mj_step: with sensors, and timed; a look at the clock is taken off."""
 
-    def timed(model, *arguments, **options) -> None:
-        nonlocal spent, calls
+    def __init__(self) -> None:
+        import mujoco
+        self.simulate, self.seconds = mujoco.mj_step, 0.0
+        self.no_sensors = int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
+        looks = [time.thread_time() for _ in range(10_000)]
+        self.look = statistics.median(b - a for a, b in zip(looks, looks[1:]))
+
+    def __call__(self, model, *arguments, **options) -> None:
         flags = model.opt.disableflags
-        model.opt.disableflags = flags & ~no_sensors
-        started = clock()
-        simulate(model, *arguments, **options)
-        spent, calls = spent + clock() - started, calls + 1
+        model.opt.disableflags = flags & ~self.no_sensors
+        started = time.thread_time()
+        self.simulate(model, *arguments, **options)
+        self.seconds += time.thread_time() - started - self.look
         model.opt.disableflags = flags
 
-    mujoco.mj_step = timed
-    done = run()
-    readings = [clock() for _ in range(10_000)]
-    return done / (spent - calls * median(b - a for a, b in zip(readings, readings[1:])))
+
+def take_turns(before: str, now: str, task: str, turns: int) -> dict:
+    """{name: microseconds a step in each turn}, after one turn of each to warm up."""
+    import mujoco
+    before, now = load(before), load(now)
+    (env, actions), physics, times = environment(task), Physics(), {"physics": [], "before": [], "now": []}
+    for turn in range(turns + 1):
+        for name, file in (("physics", now), ("before", before), ("now", now)):
+            file.install()
+            mujoco.mj_step = physics if name == "physics" else physics.simulate
+            physics.seconds, started = 0.0, time.thread_time()
+            steps = episodes(env, actions, 10_000 * turn)
+            seconds = physics.seconds if name == "physics" else time.thread_time() - started
+            times[name].append(1e6 * seconds / steps)
+            file.uninstall()
+    return {name: values[1:] for name, values in times.items()}
 
 
 def named(name: str, function):
@@ -96,25 +109,25 @@ def named(name: str, function):
     return space[name]
 
 
-def look(folder: str, task: str, steps: int) -> dict:
+def look(path: str, task: str, turns: int) -> dict:
     """Function -> its share of the looks."""
     import mujoco
     *functions, compile_model = MUJOCO
     for name in functions:
         setattr(mujoco, name, named(name, getattr(mujoco, name)))
     mujoco.MjModel.from_xml_string = staticmethod(named(compile_model, mujoco.MjModel.from_xml_string))
-    run, looks = episodes(folder, task, steps), collections.Counter()
-    file = str(Path(folder) / "fast_safety_gymnasium.py")
+    load(path).install()
+    (env, actions), looks = environment(task), collections.Counter()
 
     def handler(_, frame) -> None:
         while True:
-            code, name = frame.f_code, frame.f_code.co_name
-            if name in MUJOCO or code.co_filename == file and name[0] != "<":
+            file, name = frame.f_code.co_filename, frame.f_code.co_name
+            if name in MUJOCO or file == path and name[0] != "<":
                 break
-            if "gymnasium" in code.co_filename.replace(file, ""):
+            if "gymnasium/" in file:
                 name = "gymnasium, safety_gymnasium"
                 break
-            if name == "run" or frame.f_back is None:
+            if name == "episodes" or frame.f_back is None:
                 name = "this loop"
                 break
             frame = frame.f_back
@@ -122,22 +135,23 @@ def look(folder: str, task: str, steps: int) -> dict:
 
     signal.signal(signal.SIGPROF, handler)
     signal.setitimer(signal.ITIMER_PROF, 0.001, 0.001)
-    run()
+    for turn in range(turns):
+        episodes(env, actions, 10_000 * turn)
     signal.setitimer(signal.ITIMER_PROF, 0)
     return {name: count / looks.total() for name, count in looks.most_common()} | {"looks": looks.total()}
 
 
-def measure(task: str, before: str, repeats: int, steps: int) -> dict:
-    runs = {"physics": [], "before": [], "now": []}
-    for _ in range(repeats):
-        runs["physics"].append(1e6 / speed.alone(time_physics, str(ROOT), task, steps))
-        runs["before"].append(1e6 / speed.alone(time_everything, before, task, steps))
-        runs["now"].append(1e6 / speed.alone(time_everything, str(ROOT), task, steps))
-    shares = {name: speed.ratios(runs["physics"], runs[name]) for name in ("before", "now")}
-    times = "".join(f"{median(values):9.1f}" for values in runs.values())
-    texts = "".join(f"  {middle:4.0%} ({low:.0%}-{high:.0%})" for middle, low, high in shares.values())
-    print(f"{task:26}{times}{texts}  bar {BAR:.0%}: {speed.verdict(shares['now'][0] >= BAR)}", flush=True)
-    return {"microseconds": runs, "physics_over": shares}
+def measure(task: str, before: str, now: str, repeats: int, turns: int) -> dict:
+    runs = [speed.alone(take_turns, before, now, task, turns) for _ in range(repeats)]
+    times = {name: [x for run in runs for x in run[name]] for name in runs[0]}
+    shares, text = {}, ""
+    for name in ("before", "now"):
+        ratios = [a / b for a, b in zip(times["physics"], times[name])]
+        low, middle, high = shares[name] = statistics.quantiles(ratios, n=4, method="inclusive")
+        text += f"  {middle:.1%} ({low:.1%}-{high:.1%})"
+    medians = "".join(f"{statistics.median(values):9.1f}" for values in times.values())
+    print(f"{task:26}{medians}{text}  bar {BAR:.0%}: {speed.verdict(shares['now'][1] >= BAR)}", flush=True)
+    return {"microseconds": times, "quartiles_of_physics_over": shares}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -145,8 +159,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", choices=speed.BARS, default=list(speed.BARS), metavar="TASK",
                         help="of " + ", ".join(speed.BARS))
     parser.add_argument("--before", default=BEFORE, help=f"commit to compare with (default {BEFORE})")
-    parser.add_argument("--repeats", type=int, default=7, help="of every measurement (default 7)")
-    parser.add_argument("--quick", action="store_true", help="one repetition, few steps")
+    parser.add_argument("--repeats", type=int, default=3, help="processes for each task (default 3)")
+    parser.add_argument("--quick", action="store_true", help="one process, few turns")
     parser.add_argument("--output", type=Path,
                         help="JSON (default results/sampling.json, if all is measured)")
     options = parser.parse_args(argv)
@@ -160,18 +174,19 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, subprocess.CalledProcessError):
         sys.exit(f"sampling.py finds no fast_safety_gymnasium.py of commit {options.before}: "
                  "it needs git, and the repository with its history.")
-    repeats, length = (1, 2_000) if options.quick else (options.repeats, 6_000)
-    results = {"machine": speed.machine(), "before": options.before, "repeats": repeats, "tasks": {}}
+    repeats, turns = (1, 3) if options.quick else (options.repeats, 20)
+    results = {"machine": speed.machine(), "before": options.before, "processes": repeats, "turns": turns,
+               "tasks": {}}
     print(results["machine"])
-    print(f"{'microseconds a step':26}  physics   before      now  physics over before, over now (range)")
+    print(f"{'microseconds a step':26}  physics   before      now  physics over before, over now (quartiles)")
+    now = str(ROOT / "fast_safety_gymnasium.py")
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "fast_safety_gymnasium.py").write_bytes(text)
+        (before := Path(folder) / "before.py").write_bytes(text)
         for task in options.tasks:
-            steps = length * (4 if "Velocity" in task else 1)
-            results["tasks"][task] = measure(task, folder, repeats, steps)
+            results["tasks"][task] = measure(task, str(before), now, repeats, turns)
     for task in options.tasks:
-        steps = length * (40 if "Velocity" in task else 10)
-        results["tasks"][task]["functions"] = functions = speed.alone(look, str(ROOT), task, steps)
+        functions = speed.alone(look, now, task, turns * (10 if "Velocity" in task else 3))
+        results["tasks"][task]["functions"] = functions
         shares = [f"{name} {share:.1%}" for name, share in functions.items() if 0.005 <= share <= 1]
         library = sum(functions.get(name, 0.0) for name in MUJOCO)
         print(f"{task}, {functions['looks']:,} looks, MuJoCo in all {library:.0%}: " + ", ".join(shares),
