@@ -91,6 +91,7 @@ TEMPLATES = {}  # all of a world but its positions and rotations -> its XML, cut
 TEXTURE = re.compile(r'<texture\b[^>]*?(/>|></texture>)|\stexture="[^"]*"')
 AGENT, VASE, PILLAR, GREMLIN, BUTTON = 1, 2, 4, 8, 16  # bits of a geometry; button i has BUTTON << i
 POSITION_AND_VELOCITY = int(mujoco.mjtStage.mjSTAGE_VEL)  # stages of mj_forward that are left out
+LEAST, MOST = np.array(-10.0), np.array(10.0)  # arrays are sooner told from others than Python's numbers
 NO_SENSORS = int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
 BODY, GEOM, SENSOR = mujoco.mjtObj.mjOBJ_BODY, mujoco.mjtObj.mjOBJ_GEOM, mujoco.mjtObj.mjOBJ_SENSOR
 
@@ -390,8 +391,8 @@ def touched(plan: Plan) -> set[int]:
 def any_vase_moves(plan: Plan, vases: Vases) -> bool:
     """Whether a velocity counts in Vases.cal_cost (assets.free_geoms). That is a Jacobian times qvel, hence,
     but for rounding, three entries of qvel; within 1% of the threshold, it is computed as there."""
-    squares = plan.qvel[plan.vases] ** 2
-    fastest = math.sqrt(max((squares[:, 0] + squares[:, 1] + squares[:, 2]).tolist(), default=0.0))
+    velocities = plan.qvel.take(plan.vases).tolist()
+    fastest = math.sqrt(max((u * u + v * v + w * w for u, v, w in velocities), default=0.0))
     if not 0.99 < fastest / vases.velocity_threshold < 1.01:
         return fastest > vases.velocity_threshold
     velocities = [get_body_xvelp(plan.model, plan.data, f"vase{i}") for i in range(vases.num)]
@@ -605,7 +606,7 @@ def unclipped_obs(self) -> np.ndarray:
 def clipped_obs(self) -> np.ndarray:
     """_get_obs in hopper_v4 and walker2d_v4 (gymnasium.envs.mujoco): np.clip is these two functions."""
     position = self.data.qpos[self._exclude_current_positions_from_observation :]
-    return np.concatenate((position, np.minimum(np.maximum(self.data.qvel, -10), 10)))
+    return np.concatenate((position, np.minimum(np.maximum(self.data.qvel, LEAST), MOST)))
 
 def swimmer_step(self, action: np.ndarray) -> tuple:
     """SafetySwimmerVelocityEnv.step (tasks.safe_velocity.safety_swimmer_velocity_v1), number by number.
@@ -613,15 +614,15 @@ def swimmer_step(self, action: np.ndarray) -> tuple:
     np.linalg.norm of a vector is the root of its dot product."""
     if self.render_mode is not None or self.mujoco_renderer.viewer:
         return ORIGINAL[safety_swimmer_velocity_v1.SafetySwimmerVelocityEnv, "step"](self, action)
-    x_before, y_before = self.data.qpos[:2].tolist()
+    position, dt = self.data.qpos[:2], self.dt
+    x_before, y_before = position.tolist()
     self.do_simulation(action, self.frame_skip)
-    position, dt = self.data.qpos[:2].copy(), self.dt
     x, y = position.tolist()
     x_velocity, y_velocity = np.float64((x - x_before) / dt), np.float64((y - y_before) / dt)
     forward_reward, ctrl_cost = self._forward_reward_weight * x_velocity, self.control_cost(action)
     info = {"reward_fwd": forward_reward, "reward_ctrl": -ctrl_cost,
             "x_position": np.float64(x), "y_position": np.float64(y),
-            "distance_from_origin": np.sqrt(position.dot(position)),
+            "distance_from_origin": np.float64(math.sqrt(position.dot(position))),
             "x_velocity": x_velocity, "y_velocity": y_velocity, "forward_reward": forward_reward}
     cost = float(x_velocity > self._velocity_threshold)
     return self._get_obs(), forward_reward - ctrl_cost, cost, False, False, info

@@ -15,8 +15,8 @@ policy. Times are processor time in microseconds a step.
     before    everything, with fast_safety_gymnasium.py of another commit (--before)
     now       everything, with the file as it is here
 
-The three take turns in one process, every 1,000 steps or so, and go through the same episodes: other work on
-the machine slows all of them down. The shares are physics over before, and physics over now, turn by turn:
+The three take turns in one process, every 1,000 steps (velocity tasks: 5,000) or a little more, and go through
+the same episodes: other work on the machine slows all of them down. The shares are physics over before, and physics over now, turn by turn:
 medians, with the quartiles. The bar is 75%. Bits are the same in all three, which test_fast.py proves.
 
 Then, for the file as it is here, where the time goes, function by function: a look every few milliseconds of
@@ -31,7 +31,7 @@ from pathlib import Path
 
 import speed
 
-ROOT, BAR, TURN = speed.ROOT, 0.75, 1_000  # steps
+ROOT, BAR = speed.ROOT, 0.75
 BEFORE = "944a8f3"  # the last commit before this was measured
 MUJOCO = ("mj_step", "mj_forward", "mj_forwardSkip", "mj_rnePostConstraint", "mj_jacBody", "mj_normalizeQuat",
           "from_xml_string")
@@ -47,17 +47,17 @@ def load(path: str):
 
 
 def environment(task: str) -> tuple:
-    """The environment as the scripts make it, and actions for the longest turn."""
+    """The environment as the scripts make it, the steps of a turn, and actions for the longest one."""
     import safety_gymnasium
-    env = safety_gymnasium.make(task, disable_env_checker=True)
+    env, steps = safety_gymnasium.make(task, disable_env_checker=True), 5_000 if "Velocity" in task else 1_000
     env.reset(seed=0)
-    return env, speed.like_ours(TURN + speed.longest(task), env.action_space)
+    return env, steps, speed.like_ours(steps + speed.longest(task), env.action_space)
 
 
-def episodes(env, actions, seed: int) -> int:
-    """Whole episodes, until there are TURN steps or more; returns how many."""
+def episodes(env, steps: int, actions, seed: int) -> int:
+    """Whole episodes, until there are as many steps, or more; returns how many."""
     done = 0
-    while done < TURN:
+    while done < steps:
         env.reset(seed=seed + done)
         ended = truncated = False
         while not (ended or truncated):
@@ -89,13 +89,13 @@ def take_turns(before: str, now: str, task: str, turns: int) -> dict:
     """{name: microseconds a step in each turn}, after one turn of each to warm up."""
     import mujoco
     before, now = load(before), load(now)
-    (env, actions), physics, times = environment(task), Physics(), {"physics": [], "before": [], "now": []}
+    world, physics, times = environment(task), Physics(), {"physics": [], "before": [], "now": []}
     for turn in range(turns + 1):
         for name, file in (("physics", now), ("before", before), ("now", now)):
             file.install()
             mujoco.mj_step = physics if name == "physics" else physics.simulate
             physics.seconds, started = 0.0, time.thread_time()
-            steps = episodes(env, actions, 10_000 * turn)
+            steps = episodes(*world, 10_000 * turn)
             seconds = physics.seconds if name == "physics" else time.thread_time() - started
             times[name].append(1e6 * seconds / steps)
             file.uninstall()
@@ -117,7 +117,7 @@ def look(path: str, task: str, turns: int) -> dict:
         setattr(mujoco, name, named(name, getattr(mujoco, name)))
     mujoco.MjModel.from_xml_string = staticmethod(named(compile_model, mujoco.MjModel.from_xml_string))
     load(path).install()
-    (env, actions), looks = environment(task), collections.Counter()
+    world, looks = environment(task), collections.Counter()
 
     def handler(_, frame) -> None:
         while True:
@@ -136,7 +136,7 @@ def look(path: str, task: str, turns: int) -> dict:
     signal.signal(signal.SIGPROF, handler)
     signal.setitimer(signal.ITIMER_PROF, 0.001, 0.001)
     for turn in range(turns):
-        episodes(env, actions, 10_000 * turn)
+        episodes(*world, 10_000 * turn)
     signal.setitimer(signal.ITIMER_PROF, 0)
     return {name: count / looks.total() for name, count in looks.most_common()} | {"looks": looks.total()}
 
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
         for task in options.tasks:
             results["tasks"][task] = measure(task, str(before), now, repeats, turns)
     for task in options.tasks:
-        functions = speed.alone(look, now, task, turns * (10 if "Velocity" in task else 3))
+        functions = speed.alone(look, now, task, 3 * turns)
         results["tasks"][task]["functions"] = functions
         shares = [f"{name} {share:.1%}" for name, share in functions.items() if 0.005 <= share <= 1]
         library = sum(functions.get(name, 0.0) for name in MUJOCO)
