@@ -15,9 +15,10 @@ policy. Times are processor time in microseconds a step.
     before    everything, with fast_safety_gymnasium.py of another commit (--before)
     now       everything, with the file as it is here
 
-The three take turns in one process, every 1,000 steps (velocity tasks: 5,000) or a little more, and go through
-the same episodes: other work on the machine slows all of them down. The shares are physics over before, and physics over now, turn by turn:
-medians, with the quartiles. The bar is 75%. Bits are the same in all three, which test_fast.py proves.
+The three take turns in one process, every 1,000 steps or so (velocity tasks: 5,000), and go through the same
+episodes: other work on the machine slows all of them down. The shares are physics over before, and physics
+over now, turn by turn: medians, with the quartiles. The bar is 75%. Bits are the same in all three, which
+test_fast.py proves.
 
 Then, for the file as it is here, where the time goes, function by function: a look every few milliseconds of
 processor time at the line that runs. What a function spends in numpy is its own. MuJoCo's functions are named
