@@ -1,7 +1,8 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
-#                 "autograd==1.8.0", "matplotlib==3.10.8"]
+#                 "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7",
+#                 "threadpoolctl==3.6.0"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
 # override-dependencies = [
 #   "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
@@ -62,16 +63,20 @@ h         hysteresis                 scalar      fraction of b; recovery needs p
 Sections 1 to 3 are the algorithm. The rest is what it stands on, bottom up; options come last.
 """
 
-import argparse, csv, dataclasses, functools, importlib.metadata, importlib.util, io, itertools
-import json, math, multiprocessing, os, re, signal, sys, threading, time, unittest.mock
-from concurrent.futures import ProcessPoolExecutor
+import argparse, atexit, concurrent.futures, copy, csv, dataclasses, functools, importlib.metadata
+import importlib.util, io, itertools, json, math, os, platform, random, re, signal
+import sys, threading, time, unittest.mock, zlib
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one BLAS thread: the same bits everywhere
 import autograd.numpy as anp
+import filelock
+import gymnasium
+import loky
 import numpy as np
+import threadpoolctl
 from autograd import make_ggnvp, make_vjp
+from gymnasium import spaces
 
 # ----------------------------------------------------------------------------- 1. the step
 def barrier_divergence(change, margin, barrier):
@@ -201,7 +206,7 @@ def train(config, run, state):
             state = advance(state, batch, theta, critics, metrics["EpCostRegret"])
             state |= {"recovery": recovery, "recent_costs": recent}
             info |= {"mean_cost": mean_cost, "recovery": int(recovery)}
-            log(run, state, metrics, info, started, collected)
+            log(run, config, state, metrics, info, started, collected)
     finally:
         stop(executor)
     return state
@@ -213,9 +218,12 @@ Vector = np.ndarray
 class Failure(Exception):
     """Ends a run: one sentence that says what was wrong, where, and what to do."""
 
+class Diverged(Failure):
+    """The policy itself is not finite: to resume would not help."""
+
 WEIGHTS, CRITICS, EPISODE = 2, 3, 4  # purposes of random streams; evaluation has 1
 
-def random(seed, purpose, index=0):
+def stream(seed, purpose, index=0):
     """A generator for each purpose and index: numpy keeps a spawn key apart from the seed."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, index)))
 
@@ -430,7 +438,7 @@ def estimate_advantages(config, batch, state):
     time  the same, less the mean of the other episodes at equal time
     gae   generalised advantage estimation with a critic for each, less the batch mean"""
     sizes, advantages, critics = (*state["sizes"][:-1].tolist(), 1), [], {}
-    rng = random(config.seed, CRITICS, state["epoch"])
+    rng = stream(config.seed, CRITICS, state["epoch"])
     if config.advantage == "time" and len(batch.lengths) == 1:
         raise Failure(f"a batch of one episode, of {len(batch.cost):,} steps, has no others to "
                       "compare it with: take a larger --batch-steps, or --advantage gae.")
@@ -474,37 +482,89 @@ def safety_gymnasium():
     mujoco.MjModel.from_xml_string = staticmethod(lambda xml: compile_model(textures.sub("", xml)))
     return package
 
-@functools.lru_cache
-def make_env(task, thread=0, **rendering):
-    """The environment of this thread; actions are clipped, a bounded Box becomes [-1, 1]."""
-    import gymnasium
-    from gymnasium import spaces, wrappers
+class CostInInfo(gymnasium.Wrapper):
+    """Below all other wrappers, which know five values: the cost, sixth of them, goes into info."""
+    def step(self, action):
+        observation, reward, *cost, terminated, truncated, info = self.env.step(action)
+        if cost:
+            info = info | {"cost": cost[0]}
+        return observation, reward, terminated, truncated, info
 
+def make_env(task, **rendering):
+    """An environment with actions that to_action knows; a module of yours may register it."""
     try:
-        make = safety_gymnasium().make if task.startswith("Safety") else gymnasium.make
-        env = make(task, disable_env_checker=True, **rendering)
-    except (gymnasium.error.Error, ImportError, ValueError, AssertionError) as error:
-        raise Failure(f"--task {task} cannot be made: {error}") from None
-    space = env.action_space
-    if isinstance(space, spaces.Box):
-        if space.is_bounded():
-            env = wrappers.RescaleAction(env, -1.0, 1.0)
-        env = wrappers.ClipAction(env)
-    elif not isinstance(space, spaces.Discrete) or space.start != 0:
-        raise Failure(f"--task {task} has actions in {space}, not in a Box, or Discrete from 0.")
-    if len(env.observation_space.shape or ()) != 1:
-        env = wrappers.FlattenObservation(env)
-    env.reset(seed=0)  # the first episode after `make` differs in its last bits
+        package = None  # first, so that a module that imports it finds it mended
+        if importlib.util.find_spec("safety_gymnasium"):
+            package = safety_gymnasium()
+        module, _, name = task.rpartition(":")
+        if module:
+            importlib.import_module(module)
+        if package and name in package.utils.registration.safe_registry:
+            env = CostInInfo(package.make(name, disable_env_checker=True, **rendering))
+        else:
+            spec = copy.deepcopy(gymnasium.spec(name))
+            create = spec.entry_point
+            if not callable(create):
+                create = gymnasium.envs.registration.load_env_creator(create)
+            spec.entry_point = lambda **options: CostInInfo(create(**options))
+            env = gymnasium.make(spec, disable_env_checker=True, **rendering)
+        spaces.flatdim(env.observation_space)
+        env.reset(seed=0)  # the first episode after `make` differs in its last bits
+    except (Exception, SystemExit) as error:
+        text = f"--task {task} cannot be made: {type(error).__name__}: {error}"
+        raise Failure(text) from None
+    if not isinstance(env.action_space, (spaces.Box, spaces.Discrete)):
+        raise Failure(f"--task {task} has actions in {env.action_space}, not in a Box or Discrete.")
     return env
 
-def env_step(env, action):
-    """(observation, reward, cost, terminated, truncated); the cost is a sixth value, or in info."""
-    observation, reward, *cost, terminated, truncated, info = env.step(action)
-    return observation, reward, cost[0] if cost else info["cost"], terminated, truncated
+@functools.lru_cache
+def env_of_thread(task, thread):
+    """Made once in each worker, for one thread of it, and closed when the worker ends."""
+    threadpoolctl.threadpool_limits(1, "blas")
+    env = make_env(task)
+    atexit.register(env.close)
+    return env
+
+def to_action(space, output):
+    """What a policy's output, index or (k,), means in an action space: a new member of it. Numbers
+    with two finite bounds are mapped from [-1, 1] to these; all are clipped, whole ones rounded."""
+    if isinstance(space, spaces.Discrete):
+        return int(output) + int(space.start)
+    numbers = np.array(output, np.longdouble)  # exact for all types of Box
+    low, high = space.low.ravel().astype(np.longdouble), space.high.ravel().astype(np.longdouble)
+    two = (space.bounded_below & space.bounded_above).ravel()
+    numbers[two] = (1 - numbers[two]) / 2 * low[two] + (1 + numbers[two]) / 2 * high[two]
+    numbers = np.clip(numbers, low, high)
+    if np.issubdtype(space.dtype, np.integer):
+        numbers = np.rint(numbers)
+    return numbers.astype(space.dtype).reshape(space.shape)
+
+def to_vector(space, observation):
+    """An observation as a vector of its own memory; a shape that was not declared is refused."""
+    if not isinstance(space, spaces.Box):
+        return spaces.flatten(space, observation).astype(float)
+    shape = np.shape(observation)
+    if shape != space.shape:
+        raise ValueError(f"an observation has shape {shape}, but its space {space.shape}")
+    return np.array(observation, float).ravel()
+
+def env_step(env, output):
+    """(observation, reward, cost, terminated, truncated) after the action that is meant."""
+    values = env.step(to_action(env.action_space, output))
+    observation, reward, terminated, truncated, info = values
+    if "cost" not in info:
+        raise ValueError("the environment gives no cost, as info['cost'] or a sixth value of step")
+    observation = to_vector(env.observation_space, observation)
+    reward, cost = np.asarray(reward).item(), np.asarray(info["cost"]).item()  # one number each
+    if not (math.isfinite(reward) and math.isfinite(cost) and np.isfinite(observation).all()):
+        raise ArithmeticError(f"not finite: {reward=}, {cost=} or {observation=}")
+    if cost < 0:  # would hide another: an episode is safe if its costs sum to 0
+        raise ValueError(f"{cost=} is negative")
+    return observation, reward, cost, terminated, truncated
 
 class Episode(NamedTuple):
     observations: np.ndarray  # (T + 1, size), as the environment gave them
-    actions: np.ndarray  # (T, k) before they are clipped, or (T,) indices
+    actions: np.ndarray  # (T, k) or (T,) indices: outputs of the policy, see to_action
     rewards: Vector  # (T,)
     costs: Vector  # (T,)
     terminated: bool  # if not, the episode was truncated
@@ -535,30 +595,35 @@ class Actor(NamedTuple):
 
 def run_episode(task, seed, index, actor):
     """Episode `index` of the run: the same bits in any process, and after any other episodes."""
-    rng, steps = random(seed, EPISODE, index), []
+    rng, steps = stream(seed, EPISODE, index), []
     try:
-        env, act = make_env(task, threading.get_ident()), actor.acting(rng)
-        observations = [env.reset(seed=int(rng.integers(2**32)))[0]]
+        env, act = env_of_thread(task, threading.get_ident()), actor.acting(rng)
+        start = int(rng.integers(2**32))
+        np.random.seed(start)  # for environments with random numbers of their own
+        random.seed(start)
+        observations = [to_vector(env.observation_space, env.reset(seed=start)[0])]
         terminated = truncated = False
         while not (terminated or truncated):
             action = act(observations[-1])
-            if not math.isfinite(action.sum()):
-                raise ArithmeticError(f"not finite: {action=}")
+            if not np.isfinite(action).all():
+                raise Diverged(f"not finite: {action=}; start anew, with smaller steps")
             observation, reward, cost, terminated, truncated = env_step(env, action)
-            if not math.isfinite(reward + cost + observation.sum()):
-                raise ArithmeticError(f"not finite: {reward=}, {cost=} or {observation=}")
             steps.append((action, reward, cost))
             observations.append(observation)
-        return Episode(np.array(observations, float), *map(np.array, zip(*steps)), bool(terminated))
-    except Exception as error:
+            if len(steps) % 100_000 == 0:
+                print(f"episode {index} has {len(steps):,} steps and goes on", file=sys.stderr)
+        return Episode(np.array(observations), *map(np.array, zip(*steps)), bool(terminated))
+    except (Exception, SystemExit) as error:
+        kind = Diverged if isinstance(error, Diverged) else Failure
         where = f"{task}, seed {seed}, episode {index}, step {len(steps)}"
-        raise Failure(f"{where}: {type(error).__name__}: {error}") from error
+        raise kind(f"{where}: {type(error).__name__}: {error}") from error
 
 # ------------------------------------------------------------------------- 8. workers
-def guard_worker():
+def guard_worker(parent):
     """A worker leaves Ctrl-C to its parent, and ends when its parent has ended, in whatever way."""
     def end_with_parent():
-        multiprocessing.parent_process().join()
+        while os.getppid() == parent:
+            time.sleep(1)
         os._exit(1)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -566,9 +631,10 @@ def guard_worker():
 
 def make_executor(config):
     """Processes on this machine, or a Dask cluster; both are executors as in concurrent.futures."""
+    threadpoolctl.threadpool_limits(1, "blas")  # the same bits wherever, and however started
     if not config.scheduler:
-        spawn = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(config.workers, spawn, guard_worker)
+        return loky.ProcessPoolExecutor(
+            config.workers, initializer=guard_worker, initargs=(os.getpid(),))
     from distributed import Client
 
     client = Client(config.scheduler)
@@ -576,9 +642,11 @@ def make_executor(config):
     return client.get_executor()
 
 def stop(executor):
-    """Does not wait; Dask's executor has no cancel_futures."""
-    ours = isinstance(executor, ProcessPoolExecutor)
-    executor.shutdown(wait=False, **({"cancel_futures": True} if ours else {}))
+    """After a failure at once, whatever the environments do; else they are closed."""
+    if isinstance(executor, loky.ProcessPoolExecutor):
+        executor.shutdown(wait=True, kill_workers=sys.exc_info()[0] is not None)
+    else:
+        executor.shutdown(wait=False)
 
 def collect(executor, config, actor, first, size, attempt=1):
     """Episodes first, first + 1, ... in this order, to the one that reaches `size` steps; and the
@@ -592,15 +660,22 @@ def collect(executor, config, actor, first, size, attempt=1):
                 indices = range(planned, min(wanted, planned + math.ceil(500 / length)))
                 jobs.append(executor.submit(list, map(run, indices)))
                 planned = indices.stop
+            waited = 0
+            while not concurrent.futures.wait(jobs[:1], timeout=60).done:
+                waited += 1
+                print(f"waiting for episode {first + len(episodes)}, {waited} min", file=sys.stderr)
             episodes += jobs.pop(0).result()
             steps = sum(len(episode.costs) for episode in episodes)
             length = steps / len(episodes)
+    except concurrent.futures.CancelledError:
+        raise Failure(f"the scheduler {config.scheduler} has gone.") from None
     except Exception as error:
-        if type(error).__name__ not in ("BrokenProcessPool", "KilledWorker"):  # ours and Dask's
+        if type(error).__name__ not in ("TerminatedWorkerError", "KilledWorker"):  # loky's, Dask's
             raise
         if attempt == 4 or config.scheduler:  # Dask has tried as often by itself
-            text = f"workers died four times in the epoch that begins with episode {first}."
-            raise Failure(text) from None
+            text = f"workers died four times, at episode {first + len(episodes)} or soon after"
+            raise Failure(f"{text}: {' '.join(re.findall('{.*}', str(error)))}") from None
+        stop(executor)
         return collect(make_executor(config), config, actor, first, size, attempt + 1)
     for job in jobs:
         job.cancel()
@@ -617,9 +692,13 @@ def episode_metrics(episodes):
 
 def initial_state(config):
     """All that a run needs to go on where it stood: the content of checkpoint.npz."""
-    env, rng = make_env(config.task), random(config.seed, WEIGHTS)
-    discrete, size = hasattr(env.action_space, "n"), env.observation_space.shape[0]
-    actions = int(env.action_space.n) if discrete else env.action_space.shape[0]
+    env, rng = make_env(config.task), stream(config.seed, WEIGHTS)
+    env.close()
+    if env.spec.max_episode_steps is None:
+        print(f"{config.task} is registered without max_episode_steps: its episodes have to end by "
+              "themselves.", flush=True)
+    discrete, size = hasattr(env.action_space, "n"), spaces.flatdim(env.observation_space)
+    actions = spaces.flatdim(env.action_space)
     sizes, log_std = (size, *config.hidden, actions), np.full(actions, math.log(config.initial_std))
     state = {"sizes": np.array(sizes), "discrete": discrete}
     state["theta"] = initial_parameters(sizes, [] if discrete else log_std, rng)
@@ -676,16 +755,34 @@ def write(path, data, previous=None):
         os.replace(path, previous)
     os.replace(path.with_suffix(".tmp"), path)
 
-def save(run, state, row=None):
+def checksum(state):
+    """Of names and contents: the checksums of npz files do not see a lost array."""
+    crc = 0
+    for name in sorted(state):
+        crc = zlib.crc32(name.encode() + np.asarray(state[name]).tobytes(), crc)
+    return crc
+
+def save(run, config, state, row=None):
     """checkpoint.npz, the one before as checkpoint.previous.npz, and progress.csv, a row longer."""
     if row:
         lines = [row.values()] if state["progress"] else [row, row.values()]
         state["progress"] += "".join(",".join(map(str, line)) + "\n" for line in lines).encode()
-    np.savez(buffer := io.BytesIO(), **state)
+    np.savez(buffer := io.BytesIO(), checksum=checksum(state), **state)
+    run.mkdir(parents=True, exist_ok=True)
     write(run / "checkpoint.npz", buffer.getvalue(), run / "checkpoint.previous.npz")
     write(run / "progress.csv", state["progress"])
+    if not (run / "config.json").exists():  # last: where it is, a run can be resumed
+        save_config(run, config)
 
-def log(run, state, metrics, info, started, collected):
+def save_config(run, config):
+    """config.json: which algorithm, with which packages and options."""
+    packages = ("numpy", "autograd", "gymnasium", "mujoco")
+    about = {"algorithm": ALGORITHM, "python": sys.version}
+    about |= {name: importlib.metadata.version(name) for name in packages}
+    about["config"] = dataclasses.asdict(config)
+    write(run / "config.json", json.dumps(about, indent=1).encode())
+
+def log(run, config, state, metrics, info, started, collected):
     """Saves the state with a row of progress.csv, named as SafePO's; and says where the run is."""
     row = {"Train/Epoch": state["epoch"], "Train/TotalSteps": state["steps"]}
     row |= {f"Metrics/{name}": value for name, value in metrics.items()}
@@ -693,25 +790,47 @@ def log(run, state, metrics, info, started, collected):
     row |= {f"Misc/{name}": value for name, value in info.items()}
     rollout, update = collected - started, time.perf_counter() - collected
     row |= {"Time/Total": rollout + update, "Time/Rollout": rollout, "Time/Update": update}
-    save(run, state, row)
+    save(run, config, state, row)
     print("{Train/TotalSteps:>11,} steps: return {Metrics/EpRet:.4g}, cost {Metrics/EpCost:.4g}, "
           "safe {Metrics/SafetyProbability:.2f}".format_map(row), flush=True)
 
+def run_folder(path):
+    """The folder of a run, given it or its checkpoint."""
+    return Path(path).parent if str(path).endswith(".npz") else Path(path)
+
 def load_run(run):
-    """Config and newest undamaged state of a run; the checksums of npz files tell damage."""
+    """Config and newest undamaged state of the run in this folder."""
+    try:
+        about = json.loads((run / "config.json").read_text())
+        if about.get("algorithm", ALGORITHM) != ALGORITHM:
+            raise Failure(f"{run} is a run of {about['algorithm']}.py, not of {ALGORITHM}.py.")
+        config = Config(**about["config"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise Failure(f"{run} holds no run that can be resumed: config.json: {error}.") from None
     for path in (run / "checkpoint.npz", run / "checkpoint.previous.npz"):
         try:
-            config = Config(**json.loads((run / "config.json").read_text())["config"])
             with np.load(path) as arrays:
                 state = {name: arrays[name] for name in arrays}
-            if "progress" not in state:
-                raise ValueError("its end is missing")
+            if state.pop("checksum") != checksum(state):
+                raise ValueError("its checksum does not fit")
             return config, {name: a if a.ndim else a.item() for name, a in state.items()}
-        except FileNotFoundError:
-            continue
         except Exception as error:  # damage has many faces
             print(f"{path} cannot be used: {error}", file=sys.stderr)
     raise Failure(f"{run} holds no run that can be resumed; start anew under another --experiment.")
+
+def load_policy(run, rng=None):
+    """observation -> an action of a run's policy, as the run's environment takes it: the mean (the
+    most likely one, if discrete), or, with a numpy Generator, a sample, as in training. For
+    `act = load_policy("runs/..."); env.step(act(observation))`."""
+    config, state = load_run(run_folder(run))
+    env, act = make_env(config.task), make_actor(state).acting(rng)
+    env.close()
+
+    def action_for(observation):
+        observation = to_vector(env.observation_space, observation)
+        return to_action(env.action_space, act(observation))
+
+    return action_for
 
 def report(run, state):
     """Draws curves.png; returns means over the last tenth of the epochs, and where all is."""
@@ -725,6 +844,8 @@ def report(run, state):
         axis.plot([int(row["Train/TotalSteps"]) for row in rows], values)
         axis.set(title=name, xlabel="environment steps")
         text += f" {name} {np.mean(values[-max(1, len(rows) // 10):]):.3g}"
+    if all(row.get("Misc/recovery") == "1" for row in rows):
+        text = f"All epochs were recovery: the cost never came below its budget.\n{text}"
     figure.savefig(run / "curves.png")
     text += f"\npolicy  {run}/checkpoint.npz\ncurves  {run}/curves.png"
     return f"{text}\nnumbers {run}/progress.csv"
@@ -750,10 +871,16 @@ class Checked:
             if rule and not all(allowed(each, rule) for each in values):
                 name = field.name.replace("_", "-")
                 raise Failure(f"--{name} is {value!r} but must be in {rule}.")
+        if not re.fullmatch(r"\w[\w.-]*", self.experiment):
+            raise Failure(f"--experiment is {self.experiment!r} but must be a folder's mere name.")
+        if self.batch_steps > self.total_steps:
+            raise Failure(f"--batch-steps is {self.batch_steps:,}, longer than the whole run, "
+                          f"{self.total_steps:,} steps.")
         if self.scheduler and "://" not in self.scheduler:
             raise Failure(f"--scheduler is {self.scheduler!r} but must be as tcp://host:8786.")
 # --- end shared ---
 
+ALGORITHM = "ctrpo"
 CRITIC_OUTPUTS = {"reward": 1, "cost": 1}
 MEMORY = {"recovery": True, "recent_costs": np.zeros(0)}  # what the loop carries besides
 PRESETS = {"none": {}, "paper": {  # what the published runs were made with
@@ -788,19 +915,11 @@ class Config(Checked):
     damping: float = option(1e-4, "added to the diagonal of F", "[0, inf)")
 
 # --- shared: command line ---
-def check_blas():
-    """Some OpenBLAS builds multiply wrongly on some CPUs (numpy/numpy#24903)."""
-    rng = np.random.default_rng(0)
-    for n, k, m in ((1000, 60, 64), (625, 5, 625)):
-        a, b = rng.standard_normal((n, k)), rng.standard_normal((k, m))
-        if np.abs(a @ b - np.einsum("nk,km->nm", a, b)).max() > 1e-12:
-            raise Failure(f"numpy {np.__version__} multiplies wrongly on this CPU; try another.")
-
 def make_parser():
     usage = "%(prog)s [--resume RUN | --option value ...]"
     parser = argparse.ArgumentParser(usage=usage, allow_abbrev=False)
     text = "go on with this folder's run; of the options only --total-steps, --workers, --scheduler"
-    parser.add_argument("--resume", type=Path, metavar="RUN", help=text)
+    parser.add_argument("--resume", type=run_folder, metavar="RUN", help=text)
     for field in dataclasses.fields(Config):
         if field.name in GROUPS:
             group = parser.add_argument_group(GROUPS[field.name])
@@ -812,45 +931,70 @@ def make_parser():
         group.add_argument(name, default=argparse.SUPPRESS, metavar="x", help=text, **kind)
     return parser
 
+def own(run):
+    """The lock on a run's folder: one process at a time has it, until it ends or releases it."""
+    lock, owner = filelock.FileLock(run / "lock"), run / "owner"
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        who = owner.read_text() if owner.exists() else "another process"
+        raise Failure(f"{run} is in use, by {who}.") from None
+    write(owner, f"process {os.getpid()} on {platform.node()}".encode())
+    return lock
+
 def open_run(argv):
-    """A new run, with config.json and a first checkpoint in its folder, or the one to resume."""
+    """A new run, with a first checkpoint in its folder, or the one to resume; and its lock."""
     parser = make_parser()
     options = vars(parser.parse_args(argv))
     run = options.pop("resume")
     if run:
         if set(options) - {"total_steps", "workers", "scheduler"}:
             parser.error("a resumed run takes only --total-steps, --workers and --scheduler")
+        if not (run / "config.json").exists():
+            raise Failure(f"{run} holds no run that can be resumed.")
+        lock = own(run)
         config, state = load_run(run)
+        # a scheduler sends code: none is taken from a file
+        config = dataclasses.replace(config, **{"scheduler": ""} | options)
+        if options.get("total_steps", math.inf) < state["steps"]:
+            raise Failure(f"{run} has done {state['steps']:,} steps: --total-steps is too small.")
+        save_config(run, config)  # a raised total is the run's
         write(run / "progress.csv", state["progress"])
-        return dataclasses.replace(config, **options), run, state
+        return config, run, state, lock
     config = Config(**PRESETS.get(options.get("preset"), {}) | options)
     task = re.sub(r"[^\w.-]", "-", config.task)
-    run = Path("runs", config.experiment, task, Path(__file__).stem, f"seed-{config.seed}")
-    if (run / "config.json").exists():
-        parser.error(f"{run} exists: --resume {run}, or choose another --experiment or --seed")
+    run = Path("runs", config.experiment, task, ALGORITHM, f"seed-{config.seed}")
     state = initial_state(config)
     run.mkdir(parents=True, exist_ok=True)
-    save(run, state)
-    packages = ("numpy", "autograd", "gymnasium", "mujoco")
-    about = {"python": sys.version} | {name: importlib.metadata.version(name) for name in packages}
-    about["config"] = dataclasses.asdict(config)
-    write(run / "config.json", json.dumps(about, indent=1).encode())
-    return config, run, state
+    lock = own(run)
+    if (run / "config.json").exists():
+        parser.error(f"{run} exists: --resume {run}, or choose another --experiment or --seed")
+    save(run, config, state)
+    return config, run, state, lock
 
 def main(argv=None):
     run = None
     try:
-        check_blas()
-        config, run, state = open_run(argv)
+        if np.lib.NumpyVersion(np.__version__) < "1.24.0":  # numpy/numpy#24903
+            raise Failure(f"numpy {np.__version__} multiplies wrongly on some CPUs: take a newer one.")
+        config, run, state, lock = open_run(argv)
         steps = f"from step {state['steps']:,} to {config.total_steps:,}"
         print(f"{config.task}: {steps}, in {run}", flush=True)
-        print(report(run, train(config, run, state)))
+        with lock:
+            print(report(run, train(config, run, state)))
         return 0
     except (Failure, OSError, ImportError, KeyboardInterrupt) as error:
-        saved = f"\nWhat was saved is whole: go on with --resume {run}" if run else ""
+        saved = "\nWhat was saved is whole" if run else ""
+        if run and not isinstance(error, Diverged):
+            saved += f": go on with --resume {run}"
         print(f"{str(error) or 'interrupted'}{saved}", file=sys.stderr)
         return 1
 
 if __name__ == "__main__":  # under its own name, by which workers find the functions
-    sys.exit(importlib.import_module(Path(__file__).stem).main())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
+    path = Path(globals().get("__file__", ".")).resolve()
+    if not path.is_file() or "." in path.stem:
+        sys.exit("Save this script under a name with one dot, by which its workers can find it.")
+    sys.path.insert(0, str(path.parent))
+    sys.exit(importlib.import_module(path.stem).main())
 # --- end shared ---

@@ -1,7 +1,8 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
-#                 "autograd==1.8.0", "matplotlib==3.10.8", "scipy==1.15.3"]
+#                 "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7",
+#                 "threadpoolctl==3.6.0", "scipy==1.15.3"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
@@ -11,7 +12,7 @@
 Every quantity the algorithms need (returns, gradients, Fisher matrix, KL, the constrained optimum) is
 computed here to machine precision, so a theorem can be checked without sampling error. The same worlds are
 Gymnasium environments, so that `sbtrpo.py --task tabular_cmdp:TwoState-v0` trains on them from samples.
-`uv run tabular_cmdp.py` draws the figures of the README, by experiments/figures.py.
+`uv run tabular_cmdp.py` draws the figures of the README, by studies/figures.py.
 
     J_f(pi)   = (1 - gamma) E sum_t gamma^t f(s_t, a_t) = sum_{s,a} d(s) pi(a|s) f(s,a)  normalised, unit of f
     d         = (1 - gamma) mu + gamma P_pi^T d                                          sums to 1
@@ -39,8 +40,6 @@ from typing import NamedTuple
 import autograd.numpy as np
 import gymnasium as gym
 from autograd import grad
-from scipy.integrate import solve_ivp
-from scipy.optimize import linprog
 
 Array = np.ndarray
 
@@ -170,6 +169,7 @@ class TabularCMDP:
             return np.append(x_r - beta * r / per_w * x_c, -r * m ** (power - 1) / per_w if beta else 0)
 
         start = np.append(theta, np.log(margin) if beta else 0.0)
+        from scipy.integrate import solve_ivp  # here: to act in a world takes no scipy
         result = solve_ivp(velocity, (0, times[-1]), start, "LSODA", times, rtol=1e-12, atol=1e-13)
         if not result.success:
             raise ArithmeticError(f"C-NPG could not be integrated: {result.message}")
@@ -190,6 +190,7 @@ class TabularCMDP:
         flow = np.repeat(np.eye(S), A, axis=1) - self.gamma * self.P.reshape(S * A, S).T
         budget = {} if np.isinf(limit) else {"A_ub": self.c.reshape(1, -1), "b_ub": [limit]}
         tight = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+        from scipy.optimize import linprog
         result = linprog(-objective.ravel(), A_eq=flow, b_eq=(1 - self.gamma) * self.mu, method="highs",
                          options=tight, **budget)
         if not result.success:
@@ -344,7 +345,7 @@ for _name, _world in {"TwoState-v0": two_state, "HazardGrid-v0": hazard_grid, "G
 def main() -> None:
     """Draws every figure of the README that shows these worlds."""
     sys.modules["tabular_cmdp"] = sys.modules[__name__]  # one copy of the worlds, under either name
-    sys.path.insert(0, str(Path(__file__).resolve().parent / "experiments"))
+    sys.path.insert(0, str(Path(__file__).resolve().parent / "studies"))
     import figures
     figures.main(["all"])
 

@@ -27,7 +27,7 @@ def copy_project(folder: Path) -> None:
     root = HERE.parent
     for path in root.glob("*.py"):
         shutil.copy(path, folder)
-    for name in ("tests", "experiments"):
+    for name in ("tests", "tools", "studies"):
         if (root / name).is_dir():
             shutil.copytree(
                 root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")

@@ -57,7 +57,7 @@ def machine() -> str:
 
 def bits(script, options: str) -> str:
     """Of parameters, moments and metrics at the end of a run in this process."""
-    config, run, state = script.open_run(options.split())
+    config, run, state, _ = script.open_run(options.split())
     state = script.train(config, run, state)
     metrics = [line.split(",")[:8] for line in state["progress"].decode().splitlines()]
     assert len(metrics) > 8, f"{len(metrics) - 1} epochs"

@@ -20,7 +20,7 @@ def trained(script, options: str, folder: Path, monkeypatch) -> dict:
     """The state at the end of a run in this process."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(script, "make_executor", lambda config: ThreadPoolExecutor(1))
-    config, run, state = script.open_run(options.split())
+    config, run, state, _ = script.open_run(options.split())
     return script.train(config, run, state)
 
 
@@ -84,7 +84,7 @@ def test_every_stream_of_random_numbers_is_another(script):
     purposes = script.WEIGHTS, script.CRITICS, script.EPISODE
     keys = [(seed, purpose, index) for seed in (0, 1, 2**32, 2**40) for purpose in purposes
             for index in (0, 1, 2, 2**32, 2**40)]
-    assert len({script.random(*key).integers(2**63) for key in keys}) == len(keys) == 60
+    assert len({script.stream(*key).integers(2**63) for key in keys}) == len(keys) == 60
     first, second = (np.random.default_rng(key).integers(2**63) for key in ([7, 0], [7, 0, 0]))
     assert first == second
 

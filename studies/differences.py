@@ -1,0 +1,222 @@
+# /// script
+# requires-python = ">=3.10,<3.12"
+# dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
+#                 "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7",
+#                 "threadpoolctl==3.6.0", "scipy==1.15.3"]
+# [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
+# override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
+#                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
+# ///
+"""Few differences between three seeds hold: `uv run studies/differences.py` writes results/differences.md.
+
+A section is a claim, a line of it one metric of two samples of seeds. The value of a seed is its mean over
+the epochs of the last tenth of the steps that all seeds of its folder have come to, or over 100 fresh
+episodes.
+
+difference   of the means, with Welch's 95% interval, for normal samples of different variances; p is that of
+             his test. A published sample is known by its mean, standard deviation and number of seeds. One
+             seed beside it counts as a new draw from it: its standard deviation is that of the published one
+slope        of the least-squares line through all seeds of a dial, with its 95% interval and the p of t
+Holm         p, corrected by Holm's method for the number of lines in its section
+verdict      `differs` where that is below 5%, else `not distinguishable`: alike, or too few seeds to tell
+
+Of one policy's episodes, the number of safe ones is compared by Fisher's exact test.
+"""
+
+import argparse, json, re, sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+sys.path.insert(0, str(ROOT / "tools"))
+import numpy as np
+from report import cut, final, find, number, spread
+from scipy import stats
+from table import ANT, CIRCLE2, HOPPER, POINT, ROWS, SWIMMER
+
+METRICS = "return", "cost", "safety probability", "safe reward"
+HEAD = ["metric", "first", "second", "difference", "p", "Holm", "verdict"]
+PAIRS = {  # title: first, second, metrics
+    f"Critics against returns: SB-TRPO on {CIRCLE2}":
+        (f"sbtrpo-{CIRCLE2}-gae", f"sbtrpo-{CIRCLE2}-defaults-800k", METRICS),
+    f"The optimal step against the convex one: SB-TRPO on {CIRCLE2}, β = 0.75":
+        (f"sbtrpo-{CIRCLE2}-optimal", f"sbtrpo-{CIRCLE2}-beta-0.75", METRICS),
+    f"C-TRPO with a budget of 25 against SB-TRPO: {CIRCLE2}":
+        (f"ctrpo-{CIRCLE2}-cost-limit-25", f"sbtrpo-{CIRCLE2}-defaults-800k", METRICS),
+    f"The release's settings against our defaults: C-TRPO on {HOPPER}":
+        (f"ctrpo-{HOPPER}-paper", f"ctrpo-{HOPPER}-defaults-5M", METRICS[:2]),
+    f"The release's settings against our defaults: C-TRPO on {POINT}":
+        (f"ctrpo-{POINT}-paper", f"ctrpo-{POINT}-defaults-5M", METRICS[:2]),
+    f"The release's settings against δ = 0.03: C-TRPO on {ANT}":
+        (f"ctrpo-{ANT}-paper", f"ctrpo-{ANT}-delta-0.03", METRICS[:2]),
+    f"With exclusion against without: sTRPO on {HOPPER}":
+        (f"strpo-{HOPPER}-exact", f"strpo-{HOPPER}-exclusion-none", METRICS[:2])}
+BETAS = 0.6, 0.7, 0.75, 0.8, 0.9
+
+
+class Sample(NamedTuple):
+    mean: float
+    std: float  # n - 1; NaN for n = 1
+    n: int
+
+    def __str__(self) -> str:
+        """As in print."""
+        return number(self.mean) + (f" ± {number(self.std)}" if self.n > 1 else "") + f" ({self.n})"
+
+
+def sample(values) -> Sample:
+    values = np.asarray(values, float)
+    return Sample(float(values.mean()), float(spread(values)), len(values))
+
+
+def welch(first: Sample, second: Sample) -> tuple[float, float, float]:
+    """Half the width of the 95% interval of the difference, and p. A single first value has the variance of
+    the second sample."""
+    pair = [[x.std**2, x.n] for x in (first, second)]
+    if first.n == 1:
+        variance, freedom = pair[1][0] * (1 + 1 / second.n), second.n - 1
+    else:
+        parts = [square / n for square, n in pair]
+        variance = sum(parts)
+        freedom = variance**2 / sum(part**2 / (n - 1) for part, (_, n) in zip(parts, pair))
+    error = variance**0.5
+    half = stats.t.ppf(0.975, freedom) * error
+    return float(half), float(2 * stats.t.sf(abs(first.mean - second.mean) / error, freedom))
+
+
+def holm(values: list[float]) -> list[float]:
+    """The k-th smallest of m is multiplied by m + 1 - k; none falls below the one before it, or exceeds 1."""
+    corrected, largest = [0.0] * len(values), 0.0
+    for k, i in enumerate(np.argsort(values)):
+        largest = max(largest, (len(values) - k) * values[i])
+        corrected[i] = min(1.0, largest)
+    return corrected
+
+
+def printed(p: float) -> str:
+    return f"{p:.2g}" if p >= 0.001 else "< .001"
+
+
+def section(title: str, lines: list[tuple]) -> str:
+    """Of (metric, first, second, difference or slope with interval, p), with what is concluded."""
+    rows = [HEAD, ["---"] * len(HEAD)]
+    for (*cells, p), corrected in zip(lines, holm([line[-1] for line in lines])):
+        verdict = "**differs**" if corrected < 0.05 else "not distinguishable"
+        rows.append([*map(str, cells), printed(p), printed(corrected), verdict])
+    return f"\n### {title}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def compared(metric: str, first: Sample, second: Sample) -> tuple:
+    half, p = welch(first, second)
+    return metric, first, second, f"{first.mean - second.mean:+.3g} ± {half:.2g}", p
+
+
+def finals(folder: str, metric: str) -> np.ndarray:
+    """A value for each seed of a folder in results/."""
+    [runs] = cut({"": find([str(RESULTS / folder)])}, None).values()
+    return final(runs, metric)
+
+
+def published(text: str, n: int) -> list[Sample]:
+    """Of `7.5 ± 1.5 at 0.99 ± 0.01`."""
+    pairs = re.findall(r"([\d.,]+) ± ([\d.,]+)", text)
+    return [Sample(*(float(x.replace(",", "")) for x in pair), n) for pair in pairs]
+
+
+def dials() -> str:
+    """β over the campaign, a line through all 15 seeds; the slope is that of a tenth."""
+    lines = []
+    for metric in METRICS:
+        values = [finals(f"sbtrpo-{CIRCLE2}-beta-{beta}", metric) for beta in BETAS]
+        fit = stats.linregress(np.repeat(BETAS, [len(each) for each in values]), np.concatenate(values))
+        half = stats.t.ppf(0.975, sum(map(len, values)) - 2) * fit.stderr
+        ends = (f"{sample(each)}, β = {beta}" for each, beta in zip(values[::4], BETAS[::4]))
+        lines.append((metric, *ends, f"{fit.slope / 10:+.3g} ± {half / 10:.2g} a tenth", float(fit.pvalue)))
+    return section(f"β as a dial, 0.6 to 0.9: slope over all 15 seeds, SB-TRPO on {CIRCLE2}", lines)
+
+
+def judged(folder: str) -> dict:
+    """{policy: {metric: a value for each seed}} of its evaluation.json."""
+    about = json.loads((RESULTS / folder / "evaluation.json").read_text())
+    runs = about["by_action_noise"]["0.0"]["runs"].values()
+    return {policy: {metric: [run[policy][metric][0] for run in runs] for metric in ("safe reward", "safety")}
+            for policy in ("sampled", "deterministic")}
+
+
+def fresh_episodes() -> str:
+    """The trained policies on 100 episodes a seed, beside the paper's and beside their mean actions."""
+    text = ""
+    for task in (CIRCLE2, SWIMMER):
+        found = judged(f"sbtrpo-{task}-safe")
+        known = published(next(row[-1] for row in ROWS if row[0] == task), 5)
+        for policy, name in (("sampled", "as trained"), ("deterministic", "mean action")):
+            lines = [compared(metric, sample(values), theirs)
+                     for (metric, values), theirs in zip(found[policy].items(), known)]
+            text += section(f"SB-TRPO, `--preset safe`, {name}, against the paper's: {task}", lines)
+        seeds = [[round(100 * share) for share in found[policy]["safety"]] for policy in found]
+        lines = []
+        for seed, pair in enumerate(zip(*seeds)):
+            test = stats.fisher_exact([[safe, 100 - safe] for safe in pair])
+            lines.append((f"safe of 100, seed {seed}", *pair, f"{pair[0] - pair[1]:+d}", float(test.pvalue)))
+        text += section(f"SB-TRPO, `--preset safe`, as trained, against its mean action: {task}", lines)
+    return text
+
+
+def beside_the_release() -> str:
+    """Ours and the release's at 5M steps, by results/published.md."""
+    text = ""
+    for part in (RESULTS / "published.md").read_text().split("### ")[1:]:
+        rows = re.findall(r"^\| 5M \| (.*?) \| (\d) \| (.*?) \| (.*?) \| .*? \|$", part, re.M)
+        samples = {label: published(f"{returned} {cost}", int(n)) for label, n, returned, cost in rows}
+        theirs, task = samples.pop("published"), part.split("\n")[0]
+        for label, ours in samples.items():
+            lines = [compared(metric, *pair) for metric, *pair in zip(METRICS, ours, theirs)]
+            text += section(f"C-TRPO, {label}, against the release's own runs: {task}, at 5M steps", lines)
+    return text
+
+
+def recorded() -> str:
+    """What a mean and std of observations that no policy feels change, by the returns in two JSON files."""
+    runs = json.loads((RESULTS / "normaliser.json").read_text())["runs"]
+    text = ""
+    for task in (CIRCLE2, HOPPER):
+        pair = [sample([run["EpRet"] for run in runs if run["task"] == task and run["normaliser"] == name])
+                for name in ("warm-up and absorbed", "before")]
+        text += section(f"Scaling absorbed, against as before: {task}", [compared("return", *pair)])
+    runs = json.loads((RESULTS / "signal.json").read_text())["runs"]
+    pair = [sample([run["EpRet"] for run in runs if run["commit"] == commit and run["seed"] in (3, 4, 5, 6)
+                    and run["task"].endswith("Walk-v0") and run["advantage"] == "time"])
+            for commit in ("3ff1a2c", "86175ad")]
+    return text + section("Scaling absorbed, against as before: a walk", [compared("return", *pair)])
+
+
+def precisions() -> str:
+    """Single and double precision, over the second half of 400,000 steps."""
+    values = []
+    for folder in (f"sbtrpo-{CIRCLE2}-beta-0.75", f"development-sbtrpo-{CIRCLE2}-precision-64"):
+        runs = find([str(RESULTS / folder)])
+        values.append({metric: [run.columns[metric][(run.steps > 200_000) & (run.steps <= 400_000)].mean()
+                                for run in runs] for metric in METRICS[2:]})
+    lines = [compared(metric, *(sample(each[metric]) for each in values)) for metric in METRICS[2:]]
+    return section(f"Networks in float32 against float64: SB-TRPO on {CIRCLE2}, 0.2M to 0.4M steps", lines)
+
+
+def page() -> str:
+    text = ("# Which differences hold\n\nBy `uv run studies/differences.py`, at whose top the tests are "
+            "explained. Numbers are means ± standard deviations over\nseeds, with n - 1, and in brackets the "
+            "number of seeds. A title says first and second.\n")
+    for title, (first, second, metrics) in PAIRS.items():
+        text += section(title, [compared(metric, *(sample(finals(folder, metric)) for folder in (
+            first, second))) for metric in metrics])
+    return text + dials() + precisions() + beside_the_release() + fresh_episodes() + recorded()
+
+
+def main(argv: list[str] | None = None) -> None:
+    argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0]).parse_args(argv)
+    (RESULTS / "differences.md").write_text(page())
+    print(RESULTS / "differences.md")
+
+
+if __name__ == "__main__":
+    main()

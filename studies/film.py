@@ -1,0 +1,164 @@
+# /// script
+# requires-python = ">=3.10,<3.12"
+# dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
+#                 "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7",
+#                 "threadpoolctl==3.6.0", "tqdm==4.67.1", "pillow==12.0.0"]
+# [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
+# override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
+#                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
+# ///
+"""An agent at work: `uv run studies/film.py` draws figures/at_work.gif, three policies side by side.
+
+The task is SafetyCarCircle2-v0. A car is paid for driving fast along the edge of the green circle, and each
+step outside the four yellow walls costs 1. Seed 0 of three runs in results/, whose index has the commands:
+
+reward only   sbtrpo-SafetyCarCircle2-v0-reward-only        the default options, but with --cost-limit 1e6. No
+                                                            cost comes near that, so each step is TRPO's
+SB-TRPO       sbtrpo-SafetyCarCircle2-v0-safe               no cost at all
+C-TRPO        ctrpo-SafetyCarCircle2-v0-cost-limit-25-2.6M  25 an episode, in the mean
+
+It shows the three episodes that tools/evaluate.py judges first, as they come. In each, all begin in the same
+state, and their actions are drawn with the same random numbers. Return and cost of the episode so far stand
+above each picture. The car leaves a trace: blue where a step was free, red where it cost. Three episodes say
+little: below stand the means over the last tenth of the epochs of training.
+
+It needs a renderer: on Debian, `apt install libosmesa6` and MUJOCO_GL=osmesa, or EGL. Without one it ends
+with one sentence.
+"""
+
+import argparse, csv, ctypes.util, itertools, os, sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+import evaluate
+import gymnasium
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+import ctrpo
+import sbtrpo
+
+RUNS = {"reward only": ("", sbtrpo, "sbtrpo-SafetyCarCircle2-v0-reward-only"),
+        "SB-TRPO": ("no cost at all", sbtrpo, "sbtrpo-SafetyCarCircle2-v0-safe"),
+        "C-TRPO": ("25 an episode", ctrpo, "ctrpo-SafetyCarCircle2-v0-cost-limit-25-2.6M")}
+KEYS = (0, 0, 0), (0, 0, 1), (0, 0, 2)  # evaluation seed, training seed, episode: as in tools/evaluate.py
+EVERY, MILLISECONDS = 4, 40  # steps from picture to picture
+VIEW = 58, 92, 342, 328  # of 400 x 400 pixels, what is shown: left, top, right, bottom
+BLUE, RED = (0.0, 0.45, 1.0, 1.0), (1.0, 0.1, 0.0, 1.0)
+KEPT = "black", "#D55E00", "#E8112D", "#A00C20", "#0060D0", "#003A80", "#E01000", "#901000"  # in the palette
+
+
+class Filmed(gymnasium.Wrapper):
+    """Keeps (picture, return so far, cost so far) of an episode; the car leaves a trace."""
+
+    def reset(self, **options):
+        result = self.env.reset(**options)
+        self.frames, self.trace, self.totals = [], [], np.zeros(2)
+        self.shoot()
+        return result
+
+    def step(self, action):
+        result = self.env.step(action)
+        _, reward, terminated, truncated, info = result
+        self.totals += reward, info["cost"]
+        self.trace.append((self.unwrapped.task.agent.pos.copy(), RED if info["cost"] > 0 else BLUE))
+        if len(self.trace) % EVERY == 0 or terminated or truncated:
+            self.shoot()
+        return result
+
+    def shoot(self):
+        for place, colour in self.trace[::EVERY]:
+            ball = {"pos": place, "size": np.full(3, 0.03), "rgba": colour, "label": ""}
+            self.unwrapped.task.viewer.add_marker(type=2, **ball)  # 2: a sphere
+        self.frames.append((Image.fromarray(self.env.render()).crop(VIEW), *self.totals))
+
+
+def camera():
+    """The environment of all three, ready to be filmed."""
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "osmesa")
+    try:
+        return Filmed(evaluate.camera(sbtrpo, "SafetyCarCircle2-v0"))
+    except SystemExit as no_renderer:
+        sys.exit(str(no_renderer).removeprefix("--video: "))
+
+
+def film(env: Filmed, algorithm, folder: str) -> tuple[list[list], str]:
+    """The frames of each episode; and what training ended with."""
+    try:
+        _, state = algorithm.load_run(ROOT / "results" / folder / "seed-0")
+    except algorithm.Failure as error:
+        sys.exit(str(error))
+    episodes, actor = [], algorithm.make_actor(state)
+    for key in KEYS:
+        evaluate.play(algorithm, env, actor, key, deterministic=False, noise=0.0)
+        episodes.append(env.frames)
+    return episodes, end_of_training(state["progress"].decode())
+
+
+def end_of_training(progress: str) -> str:
+    rows = list(csv.DictReader(progress.splitlines()))
+    rows = rows[-max(1, len(rows) // 10):]
+    names = "EpRet", "EpCost", "SafetyProbability"
+    total, cost, safe = (np.mean([float(row[f"Metrics/{name}"]) for row in rows]) for name in names)
+    return f"in training: return {total:.1f}, cost {cost:.1f}, {safe:.0%} safe"
+
+
+def panel(name: str, aim: str, end: str, picture: Image.Image, total: float, cost: float) -> Image.Image:
+    """A picture between its captions."""
+    large, small = ImageFont.load_default(18), ImageFont.load_default(14)
+    image = Image.new("RGB", (picture.width, picture.height + 74), "white")
+    image.paste(picture, (0, 52))
+    draw = ImageDraw.Draw(image)
+    draw.text((4, image.height - 20), end, "#555555", small)
+    draw.text((4, 4), name, "black", large)
+    draw.text((image.width - 4, 7), aim, "#555555", small, anchor="ra")
+    draw.text((4, 29), f"return {total:.1f}", "black", small)
+    draw.text((110, 29), f"cost {cost:.0f}", "#D55E00" if cost > 0 else "black", small)
+    return image
+
+
+def side_by_side(images: list[Image.Image], gap: int = 6) -> Image.Image:
+    width, height = images[0].size
+    sheet = Image.new("RGB", (len(images) * (width + gap) - gap, height), "white")
+    for k, image in enumerate(images):
+        sheet.paste(image, (k * (width + gap), 0))
+    return sheet
+
+
+def write(path: Path, episodes: list[list[Image.Image]]) -> int:
+    """A GIF in one palette; the last picture of an episode stays for a second."""
+    sheets = list(itertools.chain(*episodes))
+    sample = side_by_side([sheet for episode in episodes for sheet in episode[:: len(episode) - 1]])
+    for k, colour in enumerate(KEPT):  # small things have few pixels to speak for them
+        sample.paste(colour, (80 * k, 0, 80 * k + 80, 40))
+    palette = sample.quantize(64)
+    images = [sheet.quantize(palette=palette, dither=Image.Dither.NONE) for sheet in sheets]
+    durations = [duration for episode in episodes
+                 for duration in [MILLISECONDS] * (len(episode) - 1) + [1000]]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images[0].save(path, save_all=True, append_images=images[1:], loop=0, optimize=True, duration=durations)
+    return len(images)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
+    parser.add_argument("path", nargs="?", type=Path, default=ROOT / "figures" / "at_work.gif")
+    path = parser.parse_args(argv).path
+    env, films, captions = camera(), [], []
+    for name, (aim, algorithm, folder) in RUNS.items():
+        episodes, end = film(env, algorithm, folder)
+        ends = ", ".join(f"{frames[-1][1]:.2f} at cost {frames[-1][2]:g}" for frames in episodes)
+        print(f"{name}: return {ends}; {end}", flush=True)
+        films.append(episodes)
+        captions.append((name, aim, end))
+    sheets = [[side_by_side([panel(*texts, *frame) for texts, frame in zip(captions, frames)])
+               for frames in zip(*episode)] for episode in zip(*films)]
+    count = write(path, sheets)
+    print(f"{path}: {count} images, {path.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

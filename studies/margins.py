@@ -1,0 +1,58 @@
+# /// script
+# requires-python = ">=3.10,<3.12"
+# dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
+#                 "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7",
+#                 "threadpoolctl==3.6.0", "scipy==1.15.3"]
+# [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
+# override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
+#                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
+# ///
+"""C-TRPO does not know its margin: a normal step is taken when noise has made the cost look low. See
+results/margins.md, by `uv run studies/margins.py [LABEL=]FOLDER ...`, of runs of ctrpo.py.
+
+The margin of a step is b - J_c, and J_c a mean of a few episodes. A step is normal because J_c came out low:
+chosen by its own noise, it is too low on average, and the margin too wide. The table shows it by the cost of
+the next epoch, whose episodes nobody has chosen; part of the gap is what the step itself has cost, and with
+--cost-window what J_c lags behind. A row is a run, from a quarter of its epochs on:
+
+    noise        standard deviation of the differences of the cost of neighbouring epochs, over sqrt(2)
+    normal       share of epochs with a normal step; mean J_c of these, and mean cost of the epochs after them
+    recovery     mean J_c of the epochs with a recovery step, and mean cost of the epochs after them
+"""
+
+import argparse, csv, sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+import numpy as np
+from report import find
+
+
+def cells_of(folder: Path) -> list[str]:
+    with open(folder / "progress.csv", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    if "Misc/recovery" not in rows[0] or len(rows) < 8:
+        sys.exit(f"{folder} is not a run of ctrpo.py of eight epochs or more.")
+    rows = rows[len(rows) // 4 :]
+    cost, recovery = (np.array([float(row[name]) for row in rows])
+                      for name in ("Metrics/EpCost", "Misc/recovery"))
+    J_c = np.array([float(row.get("Misc/mean_cost") or row["Metrics/EpCost"]) for row in rows])
+    cells = [f"{np.diff(cost).std() / 2**0.5:.1f}", f"{1 - recovery.mean():.0%}"]
+    for flag in (0, 1):
+        now = recovery[:-1] == flag
+        cells += [f"{values[now].mean():.1f}" if now.any() else "–" for values in (J_c[:-1], cost[1:])]
+    return cells
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0])
+    parser.add_argument("folders", metavar="[LABEL=]FOLDER", nargs="+", help="runs, at any depth")
+    texts = parser.parse_args(argv).folders
+    head = ["run", "noise", "normal", "J_c", "next epoch", "recovery: J_c", "next epoch"]
+    lines = [head, ["---"] * len(head)]
+    lines += [[f"{run.label or run.task}, seed {run.seed}", *cells_of(run.folder)] for run in find(texts)]
+    print("\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+
+if __name__ == "__main__":
+    main()

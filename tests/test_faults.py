@@ -1,0 +1,440 @@
+"""What goes wrong around a run: each fault that users of such tools report, by kind. None is silent,
+each ends in one sentence, and nothing that was saved is lost. Part of `uv run test_updates.py`.
+
+Runs of one process are tried in this one, on the shipped functions; whole runs as users start them.
+"""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import psutil
+import pytest
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ctrpo
+import sbtrpo
+import strpo
+from test_runs import finish, outcome, progress, rows, run_of, start, wait_for
+from conftest import ROOT, check
+
+SCRIPTS = [sbtrpo, ctrpo, strpo]
+TESTS = Path(__file__).parent
+PATHS = {"PYTHONPATH": os.pathsep.join([str(TESTS), str(ROOT)])}  # for processes: environments, scripts
+SHORT = ["--hidden=8", "--batch-steps=500", "--total-steps=2000"]
+
+
+def episode(name, index=0, script=sbtrpo, **changes):
+    """Episode `index` of a fresh policy, in this process."""
+    task = f"faulty:{name}-v0"
+    state = script.initial_state(script.Config(task=task, hidden=(8,), **changes))
+    return script.run_episode(task, 0, index, script.make_actor(state))
+
+
+def sentence(action, *args, **kwargs):
+    """What the Failure says, in one line."""
+    with pytest.raises(Exception) as caught:
+        action(*args, **kwargs)
+    assert type(caught.value).__name__ in ("Failure", "Diverged"), repr(caught.value)
+    said = str(caught.value)
+    assert len(said.splitlines()) == 1
+    return said
+
+
+def begin(folder, *options, script=sbtrpo, **popen):
+    return start(folder, *options, script=script, env=PATHS, **popen)
+
+
+# ----------------------------------------------------------------------- what goes in and out of environments
+
+def test_observations_and_actions_are_copied_at_the_border():
+    """The environment gives its own buffer away and clips the action in place: observations that differ, and
+    actions as the policy chose them."""
+    observations, actions, *_ = episode("Buffer")
+    assert len(np.unique(observations)) > 5
+    assert np.abs(actions).max() > 0.1
+    moved = np.clip(actions.astype(np.float32), -1e-3, 1e-3)
+    assert np.allclose(np.diff(observations, axis=0), moved, rtol=1e-6, atol=1e-9)
+
+
+FLOATS = (np.float16, np.float32, np.float64)
+WHOLE = (np.int8, np.uint8, np.int16, np.int32, np.int64, np.uint64)
+
+
+@st.composite
+def boxes(draw):
+    """Boxes of all dtypes and of shapes of 0 to 3 axes; bounds of any size, finite or not, on each side."""
+    dtype = draw(st.sampled_from(FLOATS + WHOLE))
+    shape = tuple(draw(st.lists(st.integers(1, 3), max_size=3)))
+    if dtype in WHOLE:
+        limits = np.iinfo(dtype)
+        number = st.integers(int(limits.min), int(limits.max))
+    else:
+        largest = float(np.finfo(dtype).max)
+        number = st.floats(-largest, largest, width=8 * np.dtype(dtype).itemsize)
+    size = int(np.prod(shape))
+    pairs = [sorted([draw(number), draw(number)]) for _ in range(size)]
+    low, high = np.array(pairs, dtype).T.reshape(2, *shape)
+    if dtype in FLOATS:
+        below, above = (np.array(draw(st.lists(st.booleans(), min_size=size, max_size=size))).reshape(shape)
+                        for _ in range(2))
+        low, high = np.where(below, -np.inf, low), np.where(above, np.inf, high)
+    return spaces.Box(low.astype(dtype), high.astype(dtype), shape, dtype)
+
+
+@settings(max_examples=300, deadline=None)
+@given(boxes(), st.integers(0, 2**32 - 1))
+def test_actions_are_members_of_their_box_and_reach_all_of_it(space, seed):
+    """Any output of a policy becomes a member; where both bounds are finite, -1 and 1 are mapped to them;
+    what has no bound is passed on, up to rounding to the dtype."""
+    size = int(np.prod(space.shape))
+    for scale in (0.1, 1.0, 10.0):
+        outputs = scale * np.random.default_rng(seed).standard_normal(size)
+        action = sbtrpo.to_action(space, outputs)
+        assert space.contains(action) and action.dtype == space.dtype
+        free = ~(space.bounded_below | space.bounded_above)
+        assert np.array_equal(action[free], outputs.reshape(space.shape)[free].astype(space.dtype))
+    two = space.bounded_below & space.bounded_above
+    for output, bound in ((-1.0, space.low), (1.0, space.high)):
+        reached = sbtrpo.to_action(space, np.full(size, output))
+        assert np.array_equal(reached[two], bound[two])
+    assert not np.shares_memory(outputs, sbtrpo.to_action(space, outputs))
+
+
+@pytest.mark.parametrize("name", ["Member", "Scalar", "Matrix", "Whole", "Thrust", "FromTwo"])
+def test_every_box_and_discrete_space_is_trained_on(name, tmp_path, monkeypatch, capsys):
+    """A whole run in an environment that insists on members of its action space."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", PATHS["PYTHONPATH"])
+    assert sbtrpo.main([f"--task=faulty:{name}-v0", *SHORT, "--total-steps=500", "--workers=1"]) == 0
+    act = sbtrpo.load_policy(run_of(task=f"faulty-{name}-v0"))
+    env = gymnasium.make(f"{name}-v0", disable_env_checker=True)
+    assert env.action_space.contains(act(env.reset(seed=0)[0]))
+
+
+def test_other_action_spaces_are_refused_in_a_sentence(monkeypatch):
+    from environments import Walk
+
+    for space in (spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2), spaces.Dict(a=spaces.Discrete(2))):
+        monkeypatch.setattr(Walk, "action_space", space)
+        assert str(space) in sentence(sbtrpo.make_env, "environments:Walk-v0")
+
+
+def test_costs_and_rewards_are_single_numbers_and_costs_not_negative():
+    """Negative costs would cancel to "safe"."""
+    said = sentence(episode, "Negative", 3)
+    assert "episode 3, step 6" in said and "cost=-1.0 is negative" in said
+    assert episode("OneNumber").rewards.shape == (50,)
+    assert "size 1" in sentence(episode, "TwoCosts")
+    assert "gives no cost" in sentence(episode, "NoCost") and "info['cost']" in sentence(episode, "NoCost")
+
+
+def test_the_sixth_value_works_below_every_wrapper():
+    """The cost in Safety Gymnasium's position, under Gymnasium's time limit of 20 steps."""
+    assert episode("Limited").costs.shape == (20,)
+    assert not episode("Limited").terminated
+
+
+def test_observations_are_those_declared():
+    """Neither broadcast nor mistaken for infinite where only their sum is; what differs in
+    the tenth digit is seen."""
+    assert "shape (1, 1), but its space (1,)" in sentence(episode, "Column")
+    assert np.array_equal(episode("Blind").observations[0, 1:], np.full(2, 3.4e38, np.float32))
+    assert episode("Half").observations.shape == (51, 3)
+    state = sbtrpo.initial_state(sbtrpo.Config(task="faulty:Far-v0", hidden=(8,)))
+    for index in range(40):  # epochs of one episode
+        raw = sbtrpo.run_episode("faulty:Far-v0", 0, index, sbtrpo.make_actor(state)).observations[1:]
+        state = sbtrpo.with_moments(state, raw)
+    seen = sbtrpo.make_actor(state).normalise(raw)
+    assert 0.1 < seen.std() < 3 and np.abs(seen).max() < 5
+
+
+def test_environments_that_cannot_be_made_end_in_a_sentence(tmp_path, monkeypatch):
+    """Whatever they raise; names that neither library knows; observations that have no vector."""
+    from environments import Walk
+
+    for name, reason in (("OldReset", "unexpected keyword argument 'seed'"), ("RaisesInReset", "licence"),
+                         ("NeedsArgument", "'port'"), ("Nothing", "doesn't exist")):
+        said = sentence(sbtrpo.make_env, f"faulty:{name}-v0")
+        assert f"--task faulty:{name}-v0 cannot be made" in said and reason in said
+    for task in ("", ":", "./x:Y", "no_such_module:Y-v0", "SafetyNothing-v0", "a b"):
+        assert f"--task {task} cannot be made" in sentence(sbtrpo.make_env, task)
+    assert "SystemExit: the simulator has left" in sentence(episode, "Exits")
+    monkeypatch.setattr(Walk, "observation_space", spaces.Graph(spaces.Box(0, 1), None))
+    assert "Graph" in sentence(sbtrpo.make_env, "environments:Walk-v0")
+
+
+def test_ids_that_only_gymnasium_knows_work():
+    """Safety Gymnasium registers each task a second time, for Gymnasium, with five values."""
+    env = sbtrpo.make_env("SafetyPointGoal1Gymnasium-v0")
+    assert len(sbtrpo.env_step(env, np.zeros(2))) == 5
+
+
+def test_environments_with_random_numbers_of_their_own_repeat():
+    """NumPy's and Python's global generators are seeded with the episode."""
+    first, other, again = (episode("Global", index) for index in (5, 6, 5))
+    assert np.array_equal(first.observations, again.observations)
+    assert not np.array_equal(first.observations, other.observations)
+
+
+# --------------------------------------------------------------------------------------- a run and its folder
+
+def test_a_run_folder_has_one_owner(tmp_path):
+    """Of three runs that start together under one name one wins; the others say who holds the folder, or that
+    it exists. A running run is not resumed by another process. Result and configuration are of one run."""
+    options = ["--task=tabular_cmdp:HazardGrid-v0", "--hidden=8", "--batch-steps=500", "--total-steps=30000"]
+    racers = [begin(tmp_path, *options, f"--delta={delta}") for delta in (0.01, 0.02, 0.03)]
+    run = tmp_path / run_of()
+    wait_for(lambda: len(rows(run)) >= 1, racers[0])
+    deadline = time.monotonic() + 60
+    while sum(racer.poll() is None for racer in racers) > 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (winner,) = [racer for racer in racers if racer.poll() is None]
+    for racer in racers:
+        if racer is not winner:
+            (said, *_) = reversed(finish(racer, 1, 2))
+            assert "is in use, by process" in said or "exists: --resume" in said
+    (said,) = finish(begin(tmp_path, "--resume", run), 1)
+    assert f"is in use, by process {winner.pid} on" in said
+    finish(winner)
+    config, state = sbtrpo.load_run(run)
+    assert config.delta == (0.01, 0.02, 0.03)[racers.index(winner)] and state["steps"] >= 30_000
+
+
+def test_a_raised_total_is_kept_and_a_total_below_the_steps_done_refused(tmp_path):
+    """--resume RUN --total-steps N, interrupted, then --resume RUN: it goes on to N. The sizes of batches do
+    not depend on the total."""
+    options = ["--task=tabular_cmdp:HazardGrid-v0", "--hidden=8", "--batch-steps=500", "--batch-growth=1e9"]
+    finish(begin(tmp_path, *options, "--total-steps=2000"))
+    run = tmp_path / run_of()
+    process = begin(tmp_path, "--resume", run / "checkpoint.npz", "--total-steps=400000")
+    progress(run, process)
+    process.send_signal(signal.SIGINT)
+    finish(process, 1)
+    assert sbtrpo.load_run(run)[0].total_steps == 400_000
+    assert rows(run)[0]["Train/TotalSteps"] == "504"
+    sizes = np.diff([0, *(int(row["Train/TotalSteps"]) for row in rows(run))])
+    before = np.cumsum([0, *sizes])[:-1]
+    assert np.all(np.abs(sizes - 500 * 1e9 ** (before / 1e6)) <= 60)
+    (said,) = finish(begin(tmp_path, "--resume", run, "--total-steps=1000"), 1)
+    assert "--total-steps is too small" in said
+    assert sbtrpo.load_run(run)[0].total_steps == 400_000
+
+
+def test_a_finished_run_is_resumed_to_its_report(tmp_path):
+    """Nothing is trained; a run ends a few steps beyond its total, which is no mistake."""
+    options = ["--task=tabular_cmdp:HazardGrid-v0", "--hidden=8", "--batch-steps=500", "--total-steps=500"]
+    finish(begin(tmp_path, *options))
+    before = outcome(tmp_path / run_of())
+    finish(begin(tmp_path, "--resume", tmp_path / run_of()))
+    assert outcome(tmp_path / run_of()) == before and int(before[0][0]["Train/TotalSteps"]) > 500
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_run_ends_in_two_seconds_whatever_the_environment_does(number, tmp_path):
+    """The environment swallows interruptions and its episodes never end; no worker is left, nothing leaks."""
+    process = begin(tmp_path, "--task=faulty:Endless-v0", "--workers=2")
+    wait_for((tmp_path / run_of(task="faulty-Endless-v0") / "config.json").exists, process)
+    time.sleep(3)  # workers start, and are within an episode
+    children = psutil.Process(process.pid).children(recursive=True)
+    asked = time.perf_counter()
+    process.send_signal(number)
+    said = finish(process, 1)
+    seconds = time.perf_counter() - asked
+    check("a run ends after Ctrl-C or SIGTERM, endless episodes [s]", seconds, at_most=4)
+    assert said[0] == "interrupted" and "--resume" in said[1] and len(said) == 2
+    assert not psutil.wait_procs(children, timeout=5)[1]
+
+
+def test_an_environment_without_a_time_limit_is_announced(capsys):
+    """Once, at the start. Control: one with a limit."""
+    sbtrpo.initial_state(sbtrpo.Config(task="faulty:Endless-v0"))
+    assert capsys.readouterr().out.count("without max_episode_steps") == 1
+    sbtrpo.initial_state(sbtrpo.Config(task="faulty:Limited-v0"))
+    assert not capsys.readouterr().out
+
+
+def test_environments_are_closed(tmp_path):
+    """Those of workers and of the main process: no process of a simulator outlives the run."""
+    log = tmp_path / "simulators"
+    options = ["--task=faulty:Simulator-v0", *SHORT, "--workers=2"]
+    finish(start(tmp_path, *options, env={**PATHS, "SIMULATORS": log}))
+    started = [int(line) for line in log.read_text().split()]
+    assert len(started) >= 2  # of the main process, and of a worker
+    assert not any(psutil.pid_exists(pid) and psutil.Process(pid).name() == "sleep" for pid in started)
+
+
+def test_a_process_that_dies_is_named_with_episode_and_exit_code(tmp_path):
+    process = start(tmp_path, "--task=faulty:Dies-v0", *SHORT, env={**PATHS, "DIES": "yes"})
+    said = finish(process, 1)
+    assert "workers died four times, at episode" in said[-2] and "EXIT(7)" in said[-2]
+    assert "go on with --resume" in said[-1]
+
+
+def test_a_worker_that_hangs_is_named(monkeypatch, capsys):
+    """Which episode, and how long; here after a hundredth of a second instead of a minute."""
+    wait = sbtrpo.concurrent.futures.wait
+    monkeypatch.setattr(sbtrpo.concurrent.futures, "wait", lambda jobs, timeout: wait(jobs, timeout / 6000))
+    config = sbtrpo.Config(task="environments:Walk-v0", hidden=(8,), workers=1)
+    monkeypatch.setenv("PYTHONPATH", PATHS["PYTHONPATH"])
+    executor = sbtrpo.make_executor(config)
+    try:
+        actor = sbtrpo.make_actor(sbtrpo.initial_state(config))
+        sbtrpo.collect(executor, config, actor, 17, 100)
+    finally:
+        executor.shutdown(kill_workers=True)
+    assert "waiting for episode 17, 1 min" in capsys.readouterr().err
+
+
+def test_a_policy_that_is_not_finite_is_not_advised_to_go_on(tmp_path):
+    process = begin(tmp_path, "--task=environments:Walk-v0", *SHORT, "--delta=1e10", "--total-steps=100000")
+    said = finish(process, 1)
+    assert "start anew, with smaller steps" in said[-2] or "is not finite" in said[-2]
+    assert "resume" not in said[-1] and "What was saved is whole" in said[-1]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_train_called_from_own_code_leaves_a_run(script, tmp_path):
+    """Without the guard `if __name__ == "__main__"`: workers do not import the caller. Three
+    lines use the policy."""
+    name = script.__name__
+    few = "unsafe_steps=100, exclusion='none'" if script is strpo else ""
+    (tmp_path / "mine.py").write_text(f"""
+import {name} as script, environments, gymnasium, numpy, pathlib
+config = script.Config(task="environments:Walk-v0", hidden=(8,), batch_steps=100, total_steps=100, {few})
+script.train(config, pathlib.Path("mine"), script.initial_state(config))
+act = script.load_policy("mine")
+env = gymnasium.make("Walk-v0")
+seen, rng = env.reset(seed=0)[0], numpy.random.default_rng(0)
+sample = script.load_policy("mine", rng)
+print(act(seen), [sample(seen) for _ in range(3)])
+assert act(seen) == act(seen) and sample(seen) != sample(seen)
+print(all(env.action_space.contains(each(seen)) for each in (act, sample)))
+""")
+    environment = {**os.environ, **PATHS}
+    result = subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, env=environment,
+                            capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1].endswith("True")
+    assert script.load_run(tmp_path / "mine")[1]["steps"] == 100
+
+
+def test_a_run_of_another_algorithm_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = ctrpo.Config(task="environments:Walk-v0", hidden=(8,), total_steps=100, batch_steps=100)
+    ctrpo.save(Path("run"), config, ctrpo.initial_state(config))
+    assert "is a run of ctrpo.py, not of sbtrpo.py" in sentence(sbtrpo.load_run, Path("run"))
+
+
+def test_damaged_checkpoints_are_never_accepted(tmp_path, monkeypatch, capsys):
+    """One bit of 2,000 flipped: the state is the same, or the checkpoint before is taken."""
+    monkeypatch.chdir(tmp_path)
+    run = Path("run")
+    config = sbtrpo.Config(task="environments:Walk-v0", hidden=(3,), total_steps=100, batch_steps=100)
+    state = sbtrpo.initial_state(config)
+    sbtrpo.save(run, config, state)
+    sbtrpo.save(run, config, state | {"steps": 50})
+    whole, rng = (run / "checkpoint.npz").read_bytes(), np.random.default_rng(0)
+    kept = fell_back = 0
+    for place in rng.choice(8 * len(whole), 2000, replace=False):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        (run / "checkpoint.npz").write_bytes(damaged)
+        loaded = sbtrpo.load_run(run)[1]
+        steps = loaded.pop("steps")
+        kept, fell_back = kept + (steps == 50), fell_back + (steps == 0)
+        assert set(loaded) | {"steps"} == set(state)
+        assert all(np.array_equal(loaded[name], state[name]) for name in loaded)
+    assert kept + fell_back == 2000 and fell_back > 500
+
+
+def test_a_scheduler_is_not_taken_from_a_file(tmp_path, monkeypatch):
+    """Dask unpickles what a scheduler sends: a foreign run must not choose it."""
+    monkeypatch.chdir(tmp_path)
+    config = sbtrpo.Config(task="environments:Walk-v0", hidden=(3,), total_steps=100, batch_steps=100,
+                           scheduler="tcp://192.0.2.1:8786")
+    sbtrpo.save(Path("run"), config, sbtrpo.initial_state(config))
+    assert sbtrpo.open_run(["--resume", "run"])[0].scheduler == ""
+
+
+def test_options_that_make_no_sense_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for options, reason in ((["--batch-steps=5000", "--total-steps=4000"], "longer than the whole run"),
+                            (["--experiment=../x"], "mere name"), (["--experiment=/tmp/x"], "mere name"),
+                            (["--experiment=.."], "mere name"), (["--experiment="], "mere name")):
+        assert sbtrpo.main(options) == 1
+        assert reason in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_only_recovers_says_so(tmp_path):
+    """An episode costs 5, whatever is done; the budget is 4."""
+    said = {}
+    for limit in (4, 10):
+        options = [*SHORT, f"--cost-limit={limit}", f"--experiment=limit-{limit}"]
+        process = begin(tmp_path, "--task=faulty:Expensive-v0", *options, script=ctrpo)
+        said[limit], _ = process.communicate(timeout=100)
+    assert "All epochs were recovery: the cost never came below its budget." in said[4]
+    assert "recovery" not in said[10]
+
+
+# ------------------------------------------------------------------------------------ where and how it is run
+
+@pytest.mark.parametrize("way", ["link", "safe path", "dotted", "stdin"])
+def test_the_script_runs_from_where_it_stands(way, tmp_path):
+    """As a link; under PYTHONSAFEPATH; a name with two dots and standard input are refused in a sentence."""
+    options = ["--task=environments:Walk-v0", *SHORT, "--total-steps=500", "--workers=1"]
+    environment, source, file = {**os.environ, "PYTHONPATH": str(TESTS)}, None, Path(sbtrpo.__file__)
+    if way == "link":
+        (tmp_path / "train.py").symlink_to(file)
+        file = tmp_path / "train.py"
+    if way == "safe path":
+        environment["PYTHONSAFEPATH"] = "1"
+    if way == "dotted":
+        file = tmp_path / "my.sbtrpo.py"
+        file.write_text(Path(sbtrpo.__file__).read_text())
+    if way == "stdin":
+        source, file = file.read_text(), "-"
+    result = subprocess.run([sys.executable, str(file), *options], input=source, cwd=tmp_path,
+                            env=environment, capture_output=True, text=True, timeout=100)
+    assert "Traceback" not in result.stderr
+    assert result.returncode == (1 if way in ("dotted", "stdin") else 0), result.stderr
+    assert ("under a name with one dot" in result.stderr) == (way in ("dotted", "stdin"))
+
+
+def test_bits_do_not_depend_on_the_threads_of_blas(tmp_path):
+    """OPENBLAS_NUM_THREADS of 1 and 2, networks wide enough for OpenBLAS to divide their products."""
+    options = ["--task=tabular_cmdp:HazardGrid-v0", "--hidden", "64", "64", "--batch-steps=4000",
+               "--total-steps=8000"]
+    processes = [start(tmp_path, *options, "--experiment", n, env={**PATHS, "OPENBLAS_NUM_THREADS": n})
+                 for n in ("1", "2")]
+    for process in processes:
+        finish(process)
+    assert outcome(tmp_path / run_of("1")) == outcome(tmp_path / run_of("2"))
+
+
+def test_a_module_that_changes_a_safety_gymnasium_task_is_trained_on(tmp_path):
+    """The usual way, without fast_safety_gymnasium.py: the module imports the package itself."""
+    (tmp_path / "sbtrpo.py").write_text(Path(sbtrpo.__file__).read_text())
+    (tmp_path / "mygoal.py").write_text("""
+import gymnasium, safety_gymnasium
+def make(**options):
+    env = safety_gymnasium.make("SafetyPointGoal1-v0", **options)
+    env.unwrapped.task.hazards.num = 3
+    return env
+gymnasium.register("MyGoal-v0", make)
+""")
+    options = ["--task=mygoal:MyGoal-v0", "--hidden=8", "--batch-steps=1000", "--total-steps=1000",
+               "--advantage=gae"]
+    result = subprocess.run([sys.executable, "sbtrpo.py", *options, "--workers=1"], cwd=tmp_path,
+                            capture_output=True, text=True, timeout=100, env={**os.environ, "PYTHONPATH": ""})
+    assert result.returncode == 0, result.stderr
+    about = json.loads((tmp_path / run_of(task="mygoal-MyGoal-v0") / "config.json").read_text())
+    assert about["algorithm"] == "sbtrpo"

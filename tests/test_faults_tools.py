@@ -1,0 +1,286 @@
+"""What goes wrong around sweep.py, evaluate.py and report.py: each in one sentence, before the work is done,
+and nothing left out without a word. Part of `uv run test_updates.py`.
+"""
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+import sbtrpo
+from conftest import ROOT
+from environments import Walk
+from test_tools import made_up, write_run
+
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "studies")]
+import evaluate
+import report
+import sweep
+
+WORLD = "tabular_cmdp:TwoState-v0"
+SHORT = ["--task", WORLD, "--hidden", "4", "--batch-steps", "60", "--total-steps", "60"]
+RESULTS = ROOT / "results"
+
+
+class Pair(Walk):
+    """The position as a member of a dictionary."""
+    observation_space = spaces.Dict({"x": Walk.observation_space})
+
+    def reset(self, seed=None, options=None):
+        observation, info = super().reset(seed)
+        return {"x": observation}, info
+
+    def step(self, action):
+        observation, *rest = super().step(action)
+        return {"x": observation}, *rest
+
+
+class Picture(Walk):
+    """Says that it has images; its library is not there."""
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def render(self):
+        raise gymnasium.error.DependencyNotInstalled("pygame is not installed")
+
+
+gymnasium.register("Pair-v0", Pair)
+gymnasium.register("Picture-v0", Picture)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A short run, as users make one."""
+    folder = tmp_path_factory.mktemp("run")
+    command = [sys.executable, ROOT / "sbtrpo.py", *SHORT, "--workers", "1"]
+    done = subprocess.run(command, cwd=folder, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    [found] = folder.glob("runs/*/*/*/*")
+    return found
+
+
+def refused(main, options: list, capsys) -> str:
+    """The last line of what is said; the exit code is not 0."""
+    try:
+        code = main([str(option) for option in options])
+    except SystemExit as error:
+        code = error.code
+    errors = capsys.readouterr().err + (code if isinstance(code, str) else "")
+    assert code not in (0, None) and "Traceback" not in errors
+    return errors.strip().splitlines()[-1]
+
+
+# ---------------------------------------------------------------------------------------------------- sweeps
+
+
+@pytest.mark.parametrize("options", ["--parallel 0", "--parallel -1", "--workers 0 --parallel 1"])
+def test_numbers_of_processes_below_one_are_refused(options, capsys):
+    said = refused(sweep.main, [*options.split(), "--dry-run", "--task", WORLD], capsys)
+    assert "must be at least 1" in said
+
+
+@pytest.mark.parametrize("task", [
+    "SafetyCarCircle9-v0", "CartPole", "tabular_cmdp:NoState-v0", "nowhere:Walk-v0", ":",
+    "faulty:RaisesInReset-v0", "faulty:NeedsArgument-v0"])
+@pytest.mark.parametrize("more", [["--dry-run"], []])
+def test_a_task_that_cannot_be_made_is_refused_before_the_sweep(task, more, tmp_path, monkeypatch, capsys):
+    """One sentence with its name, though the grid's other task is there; no run is begun."""
+    monkeypatch.chdir(tmp_path)
+    said = refused(sweep.main, ["--task", WORLD, task, *more], capsys)
+    assert f"--task {task} cannot be made" in said and not list(tmp_path.iterdir())
+
+
+def test_a_sweep_says_no_time_of_what_it_skips(run, tmp_path):
+    """The same sweep twice: the second time the line of the run ends with its steps."""
+    command = [sys.executable, sweep.__file__, *SHORT, "--parallel", "1"]
+    first, second = (subprocess.run(command, cwd=tmp_path, text=True, capture_output=True).stdout.splitlines()
+                     for _ in range(2))
+    [line] = [line for line in second if "skipped, " in line]
+    assert line.endswith("/sbtrpo/seed-0: skipped, 60 steps")
+    [line] = [line for line in first if "finished, " in line]
+    assert "finished, 60 steps in 0:00:" in line
+
+
+def test_a_sweep_takes_a_checkpoint_for_its_run():
+    """`--unsafe RUN/checkpoint.npz` is the same run of the sweep as `--unsafe RUN`, in the same folder."""
+    unsafe = RESULTS / "strpo-SafetyHopperVelocity-v1-unsafe" / "seed-0"
+    grid = {"algorithm": ["strpo"], "task": ["SafetyHopperVelocity-v1"]}
+    [by_folder], [by_file] = (sweep.expand({**grid, "unsafe": [str(path)]})
+                              for path in (unsafe, unsafe / "checkpoint.npz"))
+    assert by_folder == by_file and "checkpoint" not in by_file.folder
+    assert by_file.lengths == {"": by_file.config["total_steps"]}
+
+
+# ------------------------------------------------------------------------------------------------ evaluations
+
+
+def test_one_episode_has_no_interval_and_its_checkpoint_names_the_run(run, tmp_path):
+    """RUN/checkpoint.npz, one episode: its mean has no interval, the share of safe episodes has Wilson's. The
+    folder of --output is made. Control: two episodes have intervals."""
+    for episodes in (1, 2):
+        output = tmp_path / f"made/here/{episodes}.json"
+        command = [sys.executable, evaluate.__file__, run / "checkpoint.npz", "--episodes", str(episodes),
+                   "--workers", "1", "--output", output]
+        done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        [judged] = json.loads(output.read_text())["by_action_noise"]["0.0"]["runs"].values()
+        for policy in ("sampled", "deterministic"):
+            for metric, (mean, *ends) in judged[policy].items():
+                assert math.isfinite(mean)
+                assert (ends == [None, None]) == (episodes == 1 and metric != "safety")
+        [line] = [line for line in done.stdout.splitlines() if " sampled " in line]
+        assert line.count("[") == (1 if episodes == 1 else 4)
+
+
+def test_the_folder_is_made_and_the_file_tried_before_any_episode(run, tmp_path, monkeypatch, capsys):
+    """--output, --figure and --video below a file, or where a folder stands: a sentence, before the work. A
+    file that was there keeps what is in it; one that was not is not left behind."""
+    monkeypatch.setattr(evaluate, "ProcessPoolExecutor", None)  # no episode is possible
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder.gif").mkdir()
+    for option, path in (("--output", "file/judged.json"), ("--output", "folder.gif"),
+                         ("--video", "file/film.gif"), ("--video", "folder.gif")):
+        said = refused(evaluate.main, [run, option, tmp_path / path], capsys)
+        assert f"{tmp_path / path} cannot be written" in said
+    options = [run, "--action-noise", "0", "1", "--figure", tmp_path / "file/noise.png"]
+    assert "noise.png cannot be written" in refused(evaluate.main, options, capsys)
+    evaluate.writable(tmp_path / "file")
+    evaluate.writable(tmp_path / "new/judged.json")
+    assert (tmp_path / "file").read_text() == "kept" and not list((tmp_path / "new").iterdir())
+
+
+def test_a_run_given_twice_is_refused(run, tmp_path, capsys):
+    """By the same path, by its checkpoint, or by a link: it would be counted as two seeds."""
+    (tmp_path / "link").symlink_to(run)
+    assert f"{run} is given twice" in refused(evaluate.main, [run, run], capsys)
+    assert "is given twice" in refused(evaluate.main, [run, run / "checkpoint.npz"], capsys)
+    assert "are the same run" in refused(evaluate.main, [run, tmp_path / "link"], capsys)
+    seeds = [RESULTS / f"sbtrpo-SafetyCarCircle2-v0-safe/seed-{seed}" for seed in (1, 0)]
+    assert evaluate.folders(seeds) == seeds[::-1]
+
+
+def test_advice_on_films_is_for_the_environment_that_there_is(run, tmp_path, capsys):
+    """Without rendering: what the environment would need, and not a renderer. With a rendering of its own
+    that fails: its words. MuJoCo's environments: its libraries. No file is left."""
+    said = refused(evaluate.main, [run, "--video", tmp_path / "film.gif", "--workers", "1"], capsys)
+    assert f"{WORLD} has no images" in said and "render_modes" in said and "osmesa" not in said
+    with pytest.raises(SystemExit, match="pygame is not installed") as end:
+        evaluate.camera(sbtrpo, "Picture-v0")
+    assert "osmesa" not in str(end.value)
+
+    def without_a_screen(task, **rendering):
+        if rendering:
+            raise sbtrpo.Failure("there is no screen")
+        return sbtrpo.make_env(task)
+
+    for task in ("SafetyPointGoal1-v0", "SafetyHopperVelocity-v1"):
+        with pytest.raises(SystemExit, match="there is no screen.*MUJOCO_GL=osmesa"):
+            evaluate.camera(SimpleNamespace(make_env=without_a_screen), task)
+    assert not list(tmp_path.iterdir())
+
+
+def totals(task: str, times: int = 1) -> list:
+    """Of the same episode, as a worker plays it, by a fresh policy."""
+    actor = sbtrpo.make_actor(sbtrpo.initial_state(sbtrpo.Config(task=task, hidden=(4,))))
+    return [evaluate.run_key("sbtrpo", task, actor, (0, 0, 3), False, 0.0).tolist() for _ in range(times)]
+
+
+def test_evaluation_meets_environments_as_training_does(monkeypatch):
+    """Observations of any space are flattened; environments with random numbers of their own repeat; what
+    they raise is named with the episode; and a worker makes its environment once."""
+    assert np.isfinite(totals("Pair-v0")).all()
+    first, again = totals("faulty:Global-v0", 2)
+    assert first == again
+    with pytest.raises(sbtrpo.Failure, match="evaluation episode 3: .*negative"):
+        totals("faulty:Negative-v0")
+    with pytest.raises(sbtrpo.Failure, match="evaluation episode 3: SystemExit: the simulator has left"):
+        totals("faulty:Exits-v0")
+    made = []
+    make_env = sbtrpo.make_env
+    monkeypatch.setattr(sbtrpo, "make_env", lambda task: made.append(task) or make_env(task))
+    totals("environments:Clock-v0", 3)
+    assert made.count("environments:Clock-v0") <= 2  # by the fresh policy's sizes, and by the worker
+
+
+def test_random_actions_are_uniform_or_refused():
+    """In real bounds of any shape; whole numbers would be rounded to ends half as likely as the rest."""
+    rng = np.random.default_rng(0)
+    space = spaces.Box(-2, 3, (2, 2))
+    drawn = np.array([sbtrpo.to_action(space, evaluate.uniform_action(space, rng)) for _ in range(2000)])
+    assert drawn.shape == (2000, 2, 2) and abs(drawn.mean() - 0.5) < 6 * 5 / math.sqrt(12 * 8000)
+    assert {evaluate.uniform_action(spaces.Discrete(3), rng) for _ in range(100)} == {0, 1, 2}
+    for space in (spaces.Box(0, 9, (1,), np.int64), spaces.Box(0, np.inf, (1,))):
+        with pytest.raises(ValueError, match="bounded real actions"):
+            evaluate.uniform_action(space, rng)
+
+
+# ---------------------------------------------------------------------------------------------------- reports
+
+
+def test_a_seed_that_has_not_come_far_enough_is_named(tmp_path, capsys):
+    """One of three seeds has epochs of 20,000 steps, the others of 1,000: with --steps 15000 it has none, and
+    that is said. Control: with --steps 20000 nothing is left out."""
+    for seed in range(3):
+        columns, config = made_up(seed)
+        if seed == 2:
+            columns["Train/TotalSteps"] = 20 * columns["Train/TotalSteps"]
+        write_run(tmp_path / f"runs/here/A-v0/sbtrpo/seed-{seed}", columns, config)
+    report.main([str(tmp_path / "out"), str(tmp_path / "runs"), "--steps", "15000"])
+    output, errors = capsys.readouterr()
+    assert "| sbtrpo \\* | 2 | 15,000 |" in output
+    assert "seed-2: left out, its first epoch ends after the 15,000 steps to be compared." in errors
+    report.main([str(tmp_path / "out"), str(tmp_path / "runs"), "--steps", "20000"])
+    output, errors = capsys.readouterr()
+    assert "| sbtrpo \\* | 3 | 20,000 |" in output and "left out" not in errors
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_run_that_ends_without_a_number_is_named_and_its_label_has_none(value, tmp_path, capsys):
+    """Return of the last epochs of one of five seeds: named; its label shows no return, though a quarter of
+    the seeds is cut off at either end; the others, and its cost, are as without it. Before the last tenth it
+    changes no table, and the pictures only near it."""
+    for label in ("sbtrpo", "ctrpo"):
+        for seed in range(5):
+            columns, config = made_up(seed if label == "sbtrpo" else 10 + seed)
+            write_run(tmp_path / f"whole/here/A-v0/{label}/seed-{seed}", columns, config)
+            columns = {name: np.array(values, float) for name, values in columns.items()}
+            columns["Train/TotalSteps"] = columns["Train/TotalSteps"].astype(int)
+            early = {**columns, "Metrics/EpRet": columns["Metrics/EpRet"].copy()}
+            if label == "sbtrpo" and seed == 1:
+                columns["Metrics/EpRet"][-2:] = value
+                early["Metrics/EpRet"][10] = value
+            write_run(tmp_path / f"late/here/A-v0/{label}/seed-{seed}", columns, config)
+            write_run(tmp_path / f"early/here/A-v0/{label}/seed-{seed}", early, config)
+    found = {}
+    for kind in ("whole", "late", "early"):
+        report.main([str(tmp_path / f"out-{kind}"), str(tmp_path / kind)])
+        output, errors = capsys.readouterr()
+        found[kind] = {line.split("|")[1].strip(" *\\"): [cell.strip() for cell in line.split("|")[2:-1]]
+                       for line in output.splitlines() if line.startswith(("| sbtrpo", "| ctrpo"))}
+        assert ("sbtrpo/seed-1: its return is not finite" in errors) == (kind == "late")
+        assert (tmp_path / f"out-{kind}/profiles.png").exists()
+    assert found["early"] == found["whole"]
+    assert found["late"]["ctrpo"] == found["whole"]["ctrpo"]
+    late, whole = found["late"]["sbtrpo"], found["whole"]["sbtrpo"]
+    assert late[2] == "–" != whole[2] and late[3:] == whole[3:]
+
+
+def test_a_window_without_the_missing_value_is_as_without_it():
+    """smooth: NaN exactly where the window holds one; elsewhere the plain means."""
+    steps, at = np.arange(1, 21.0), np.arange(1, 21.0)
+    values = np.random.default_rng(0).normal(size=20)
+    whole = report.smooth(steps, values, at, 3)
+    expected = [values[max(0, i - 2): i + 1].mean() for i in range(20)]
+    assert whole == pytest.approx(expected, abs=1e-12)
+    values[10] = np.nan
+    found = report.smooth(steps, values, at, 3)
+    assert np.isnan(found[10:13]).all()
+    assert np.delete(found, [10, 11, 12]) == pytest.approx(np.delete(whole, [10, 11, 12]), abs=1e-12)

@@ -1,0 +1,206 @@
+"""The index of results/ says what is there, no less and no more. Part of `uv run test_updates.py`."""
+
+import ast, csv, json, re, shlex, subprocess, sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "studies")]
+import differences
+import margins
+import published
+import report
+import table
+
+RESULTS = ROOT / "results"
+INDEX = (RESULTS / "README.md").read_text()
+ROWS = [[cell.strip().strip("`") for cell in line.split("|")[1:-1]]
+        for line in INDEX.splitlines() if line.startswith("| `")]
+RUNS = {row[0]: row for row in ROWS if len(row) == 6}
+FOLDERS = sorted({path.parent.parent for path in RESULTS.rglob("progress.csv")})
+
+
+def epochs(run: Path) -> list[dict]:
+    """Rows of progress.csv, without what a clock said."""
+    with open(run / "progress.csv", newline="") as lines:
+        return [{name: value for name, value in row.items() if not name.startswith("Time/")}
+                for row in csv.DictReader(lines)]
+
+
+def test_index_has_every_folder_and_file_and_no_other():
+    """Folders of runs have a row each, and so has every other file but the index itself."""
+    assert {folder.name for folder in FOLDERS} == set(RUNS)
+    assert all(folder.parent == RESULTS for folder in FOLDERS)
+    assert all(re.fullmatch(r"seed-\d+", run.name) for folder in FOLDERS for run in folder.iterdir()
+               if run.is_dir())
+    inside = "config.json", "progress.csv", "checkpoint.npz", "curves.png"
+    files = {str(path.relative_to(RESULTS)) for path in RESULTS.rglob("*") if path.is_file()}
+    listed = {row[0] for row in ROWS if len(row) == 3}
+    assert {file for file in files if Path(file).name not in inside} == listed | {"README.md"}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_index_says_what_a_folder_holds(folder):
+    """Its name begins with algorithm and task; seeds and steps are those of the runs; every option of the
+    command is what config.json says. Another seed, or another option, would be seen."""
+    _, command, commit, seeds, steps, shows = RUNS[folder.name]
+    runs = sorted(folder.glob("seed-*"))
+    configs = [json.loads((run / "config.json").read_text())["config"] for run in runs]
+    script, *words = shlex.split(command)
+    name = f"{script.removesuffix('.py')}-{configs[0]['task']}-"
+    assert re.match(rf"(development-)?{re.escape(name)}[\w.]", folder.name)
+    assert {config["task"] for config in configs} == {configs[0]["task"]} and shows
+    assert re.fullmatch(r"[0-9a-f]{7}(, [0-9a-f]{7})*", commit)
+    found = [config["seed"] for config in configs]
+    assert [f"seed-{seed}" for seed in found] == [run.name for run in runs]
+    numbers = list(map(int, re.findall(r"\d+", seeds)))
+    assert found == (list(range(numbers[0], numbers[-1] + 1)) if " to " in seeds else numbers)
+    ends = [int(epochs(run)[-1]["Train/TotalSteps"]) / 1e6 for run in runs]
+    least, most = f"{min(ends):.2f}M", f"{max(ends):.2f}M"
+    assert steps == (least if least == most else f"{least} to {most}")
+    options = dict(zip(words[::2], words[1::2]))
+    for option in ("--resume", "--unsafe", "--total-steps"):  # RUN, RUN, and what may have been raised
+        options.pop(option, None)
+    for config in configs:
+        for option, value in options.items():
+            kept = config.get(option.removeprefix("--").replace("-", "_"))
+            assert type(kept)(value) == kept, f"{option} {value}"
+
+
+def test_no_data_are_there_twice():
+    """No run is the beginning of another, but where the row of one names the folder of the other."""
+    runs = [(run, epochs(run)) for folder in FOLDERS for run in sorted(folder.glob("seed-*"))]
+    for i, (one, short) in enumerate(runs):
+        for other, long in runs[:i] + runs[i + 1:]:
+            if short == long[:len(short)] and short:
+                names = one.parent.name, other.parent.name
+                assert any(f"`{name}`" in "".join(RUNS[row][5] for row in names) for name in names), names
+
+
+def test_paths_in_the_results_exist():
+    """Where a file in results/ names a folder in results/, it is there."""
+    texts = [path.read_text() for kind in ("*.md", "*.json", "*.txt") for path in RESULTS.rglob(kind)]
+    paths = {path for text in texts for path in re.findall(r"results/[\w.-]+(?:/[\w.-]+)*", text)}
+    assert len(paths) > 20
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_means_of_the_development_runs_are_those_of_their_epochs():
+    """Those that ended after 150,000 steps and by 250,000: ten epochs of seed 0."""
+    rows = [row for row in ROWS if len(row) == 4]
+    assert len(rows) == 7
+    for folder, *cells in rows:
+        chosen = [row for row in epochs(RESULTS / folder / "seed-0")
+                  if 150_000 < int(row["Train/TotalSteps"]) <= 250_000]
+        means = [np.mean([float(row[f"Metrics/{name}"]) for row in chosen])
+                 for name in ("EpCost", "SafetyProbability", "SafeReward")]
+        assert len(chosen) == 10
+        assert cells == [f"{means[0]:.1f}", f"{means[1]:.2f}", f"{means[2]:.2f}"]
+
+
+def test_spread_is_the_sample_standard_deviation_and_a_single_seed_has_none(tmp_path):
+    """sqrt(sum (x - mean)^2 / (n - 1)) in every table; control: with n it is 13% less, for n = 4."""
+    values = np.random.default_rng(0).normal(size=(4, 5))
+    by_hand = np.sqrt(np.sum((values - values.mean(0)) ** 2, axis=0) / 3)
+    assert report.spread(values) == pytest.approx(by_hand, rel=1e-12)
+    assert np.all(report.spread(values) > 1.1 * values.std(0))
+    assert np.isnan(report.spread(values[:1])).all() and np.isnan(report.spread(np.ones(1)))
+    three = np.array([100.0, 200.0, 300.0])
+    assert published.cell(three) == "200 ± 100" and published.cell(three[:1]) == "100"
+    assert str(differences.sample(three)) == "200 ± 100 (3)" and str(differences.sample([1.5])) == "1.50 (1)"
+    for seeds, said in ((1, "100"), (3, "200 ± 100")):
+        for seed in range(seeds):
+            write_run(tmp_path / f"{seeds}" / f"seed-{seed}", 100.0 * (seed + 1), seed)
+        assert table.cells(tmp_path / f"{seeds}", "sbtrpo", "A-v0")[0] == said
+
+
+def write_run(folder: Path, value: float, seed: int) -> None:
+    """Of two epochs with this return."""
+    folder.mkdir(parents=True)
+    config = {"task": "A-v0", "seed": seed, "experiment": ""}
+    (folder / "config.json").write_text(json.dumps({"algorithm": "sbtrpo", "config": config}))
+    (folder / "progress.csv").write_text("Train/TotalSteps,Metrics/EpRet,Metrics/EpCost,Time/Total\n"
+                                         f"1000,{value},0,1\n2000,{value},0,1\n")
+
+
+def test_welch_and_holm_are_the_textbooks():
+    """Interval and p are scipy's for samples of any size; a single value is a draw like the others under the
+    null hypothesis: p is uniform. Holm's method by an example worked by hand."""
+    rng = np.random.default_rng(1)
+    for n, m in ((2, 2), (3, 5), (7, 4)):
+        one, other = rng.normal(size=n), rng.normal(1, 3, size=m)
+        half, p = differences.welch(*map(differences.sample, (one, other)))
+        theirs = stats.ttest_ind(one, other, equal_var=False)
+        interval = theirs.confidence_interval()
+        assert p == pytest.approx(theirs.pvalue, rel=1e-9)
+        assert half == pytest.approx((interval.high - interval.low) / 2, rel=1e-9)
+    draws = rng.normal(size=(4000, 6))
+    p = [differences.welch(differences.sample(row[:1]), differences.sample(row[1:]))[1] for row in draws]
+    assert stats.kstest(p, "uniform").pvalue > 1e-6
+    assert differences.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_differences_are_those_of_the_runs():
+    """results/differences.md is what studies/differences.py would write; a row of its first table, by scipy
+    from the files."""
+    text = (RESULTS / "differences.md").read_text()
+    assert text == differences.page(), "run: uv run studies/differences.py"
+    first, second, _ = next(iter(differences.PAIRS.values()))
+    values = [[np.mean([float(row["Metrics/EpRet"]) for row in epochs(run)[72:]])
+               for run in sorted((RESULTS / folder).glob("seed-*"))] for folder in (first, second)]
+    p = stats.ttest_ind(*values, equal_var=False).pvalue
+    assert f"| {p:.2g} | {4 * p:.2g} | **differs** |" in text
+
+
+def test_rows_of_ours_beside_the_release_are_those_of_the_runs(tmp_path, capsys):
+    """results/published.md: what studies/published.py prints of the folders in results/. The release's own
+    runs are not here; its figures at 5M steps are those in the table of all results."""
+    text = (RESULTS / "published.md").read_text()
+    for task, labels in {table.HOPPER: {"defaults": "defaults-5M", "preset paper": "paper"},
+                         table.ANT: {"delta 0.03": "delta-0.03", "delta 0.01": "delta-0.01",
+                                     "preset paper": "paper"},
+                         table.POINT: {"defaults": "defaults-5M", "preset paper": "paper"}}.items():
+        folders = [f"ours, {label}={RESULTS}/ctrpo-{task}-{end}" for label, end in labels.items()]
+        published.main([str(tmp_path / "out.png"), task, *folders])
+        printed = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\| \d", line)]
+        of_task = text.split(f"### {task}\n")[1].split("###")[0].splitlines()
+        assert printed == [line for line in of_task if "M | ours" in line] and len(printed) >= 8
+        [known] = [line.split("|")[4:6] for line in of_task if line.startswith("| 5M | published")]
+        assert " at ".join(cell.strip() for cell in known) in next(
+            row[-1] for row in table.ROWS if row[0] == task and "±" in row[-1])
+
+
+def test_margins_are_those_of_the_runs(capsys, monkeypatch):
+    """results/margins.md is what studies/margins.py prints of the folders that its labels name."""
+    monkeypatch.chdir(ROOT)
+    tasks = {"PointGoal1": table.POINT, "Ant": table.ANT, "Hopper": table.HOPPER}
+    ends = {"defaults": "defaults-5M", "preset paper": "paper", "delta 0.03": "delta-0.03"}
+    lines = [line for line in (RESULTS / "margins.md").read_text().splitlines() if line.startswith("|")]
+    labels = list(dict.fromkeys(line.split("|")[1].split(", seed")[0].strip() for line in lines[2:]))
+    assert len(labels) == 6
+    for label in labels:
+        task, setting = label.split(", ")
+        margins.main([f"{label}=results/ctrpo-{tasks[task]}-{ends[setting]}"])
+    printed = [line for line in capsys.readouterr().out.splitlines() if ", seed" in line]
+    assert printed == lines[2:]
+
+
+STUDIES = sorted((ROOT / "studies").glob("*.py"))
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
+def test_a_study_begins_with_its_claim_and_answers_help(study, tmp_path):
+    """The docstring's first paragraph names a file in results/, or the folder of pictures, that is there, and
+    the command that made it. --help prints its usage and writes nothing, in results/ or where it is asked."""
+    claim = ast.get_docstring(ast.parse(study.read_text())).split("\n\n")[0]
+    [named] = set(re.findall(r"(?:results|figures)/(?:[\w-]+\.\w+)?", claim))
+    assert (ROOT / named).exists() and "`uv run " in claim
+    before = {path: path.stat().st_mtime_ns for path in ROOT.glob("[!.]*/**/*") if path.suffix != ".pyc"}
+    done = subprocess.run([sys.executable, study, "--help"], cwd=tmp_path, text=True, capture_output=True)
+    after = {path: path.stat().st_mtime_ns for path in ROOT.glob("[!.]*/**/*") if path.suffix != ".pyc"}
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: {study.name}"), done.stderr
+    assert {path for path in after if after[path] != before.get(path) and path.is_file()} == set()
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,251 @@
+"""The exact world: its identities, its golden figures, and its episodes as an environment's.
+
+Golden figures come from a program that shares no line with this project; they are met to the digits given.
+"""
+import math
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from autograd import hessian, jacobian
+from gymnasium.utils.env_checker import check_env
+
+import sbtrpo
+from conftest import ROOT, check
+from problems import (
+    GOLDEN, IDENTITY, IDS, LP, cases, dot, first_order, garnets, logits, optimal_safety_biased_step,
+    units, worlds)
+from sbtrpo import safety_biased_step
+from tabular_cmdp import hazard_grid, two_state
+
+
+# -------------------------------------------------------------------------------------------- the exact world
+
+
+def test_policy_gradient_theorem():
+    """g = d pi A for softmax logits, against autograd through the linear solve of J."""
+    worst = 0.0
+    for world, theta in cases():
+        for f in (world.r, world.c):
+            error = world.gradient(theta, f) - world.gradient_by_autograd(theta, f)
+            worst = max(worst, np.abs(error).max())
+    check("policy gradient = occupancy * advantage (autograd)", worst, at_most=IDENTITY)
+
+
+def test_fisher_is_the_hessian_of_the_mean_kl():
+    """At new = old, with the state weights of old held fixed; autograd twice through the KL."""
+    worst = 0.0
+    for world, theta in cases(8):
+        second = hessian(lambda new, world=world, theta=theta: world.kl(theta, new))(theta)
+        worst = max(worst, np.abs(second.reshape(theta.size, -1) - world.fisher(theta)).max())
+    check("Fisher matrix = Hessian of mean KL(old, new) (autograd)", worst, at_most=IDENTITY)
+
+
+def test_fisher_is_the_pullback_of_conditional_entropy():
+    """F = J^T H J, with J = d occupancy / d theta and H the Hessian of sum rho log(rho / d) in the
+    occupancy."""
+    worst = 0.0
+    for world, theta in cases(8):
+        J = jacobian(world.occupancy)(theta).reshape(theta.size, theta.size)
+        rho, d, A = world.occupancy(theta).ravel(), world.state_occupancy(theta), theta.shape[1]
+        H = np.diag(1 / rho) - np.kron(np.diag(1 / d), np.ones((A, A)))
+        worst = max(worst, np.abs(J.T @ H @ J - world.fisher(theta)).max())
+    check("Fisher matrix = pullback of the conditional entropy", worst, at_most=IDENTITY)
+
+
+def test_fisher_times_advantage_is_the_gradient():
+    """F A_f = g_f in every gauge: the advantage itself and the row-centred direction."""
+    worst = 0.0
+    for world, theta in cases():
+        for f in (world.r, world.c):
+            for x in (world.advantage(theta, f), world.natural_direction(theta, f)):
+                error = world.fisher(theta) @ x.ravel() - world.gradient(theta, f).ravel()
+                worst = max(worst, np.abs(error).max())
+    check("Fisher * advantage = gradient", worst, at_most=IDENTITY)
+
+
+def test_pseudo_inverse_direction_is_the_row_centred_advantage():
+    """x = F^+ g without inverting anything; every state visited (d > 0). Control: the uncentred advantage."""
+    worst, uncentred = 0.0, []
+    for world, theta in cases():
+        for f in (world.r, world.c):
+            inverse = np.linalg.pinv(world.fisher(theta), 1e-10, hermitian=True)
+            x = inverse @ world.gradient(theta, f).ravel()
+            scale = np.abs(x).max()
+            worst = max(worst, np.abs(x - world.natural_direction(theta, f).ravel()).max() / scale)
+            uncentred.append(np.abs(x - world.advantage(theta, f).ravel()).max() / scale)
+    check("pinv(F) g = row-centred advantage [relative]", worst, at_most=IDENTITY)
+    check("  control: the uncentred advantage differs (largest)", max(uncentred), at_least=0.1)
+
+
+def test_performance_difference_lemma():
+    """J(new) - J(old) = E_{occupancy of new}[A_old]; any two policies. Control: the state weights of old."""
+    worst, control = 0.0, 0.0
+    for world, old in cases():
+        new = logits(world, 1000)
+        for f in (world.r, world.c):
+            gain = world.J(new, f) - world.J(old, f)
+            worst = max(worst, abs(gain - dot(world.occupancy(new), world.advantage(old, f))))
+            control = max(control, abs(gain - world.surrogate(old, new, f)))
+    check("performance-difference lemma", worst, at_most=IDENTITY)
+    check("  control: with the states of the old policy it fails (largest)", control, at_least=0.01)
+
+
+def test_linear_program_is_the_best_policy():
+    """The LP's policy, evaluated exactly, attains the LP's value and cost; and strong duality: the best
+    policy for r - dual * c without a budget is worth value - dual * limit."""
+    attained, duality = 0.0, 0.0
+    for world in worlds():
+        best = world.optimum()
+        with np.errstate(divide="ignore"):
+            theta = np.log(best.policy)
+        reward, cost = world.J(theta, world.r), world.J(theta, world.c)
+        attained = max(attained, abs(reward - best.value), abs(cost - best.cost))
+        lagrangian = world.optimum(np.inf, world.r - best.dual * world.c).value
+        duality = max(duality, abs(lagrangian - (best.value - best.dual * world.limit)))
+    check("LP optimum is attained by its policy", attained, at_most=LP)
+    check("LP strong duality (Lagrangian without budget)", duality, at_most=LP)
+
+
+def test_impossible_budget_is_refused():
+    with pytest.raises(ValueError, match="No policy of this world"):
+        two_state().optimum(limit=0.001)
+
+
+# --------------------------------------------------------------------------------------------- golden figures
+
+
+def test_golden_two_state():
+    """Uniform policy, delta = .01, beta = .75."""
+    world, theta = two_state(), np.zeros((2, 2))
+    g_r, x_r, g_c, x_c = vectors = first_order(world, theta)
+    _, _, rho = units(*vectors, 0.01)
+    measured = [world.J(theta, world.r), world.J(theta, world.c), *world.state_occupancy(theta),
+                g_r @ x_r, g_r @ x_c, g_c @ x_c]
+    golden = [0.735, 0.26385, 0.53, 0.47, 0.745375, 0.38032625, 0.2428277375]
+    step, info = safety_biased_step(*vectors, 0.01, 0.75)
+    measured += [info["mu"], *step]
+    golden += [0.8680016738, 0.0444954031, -0.0444954031, -0.1478258578, 0.1478258578]
+    step, _ = optimal_safety_biased_step(*vectors, 0.01, 0.75)
+    measured += [*step]
+    golden += [0.1583947288, -0.1583947288, -0.1194213731, 0.1194213731]
+    worst = np.abs(np.subtract(measured, golden)).max()
+    check("two states: golden values of J, d, q, r, s and both steps", worst, at_most=GOLDEN)
+    check("two states: golden rho (7 digits printed)", abs(rho - 0.8939634), at_most=5e-8)
+
+
+def test_golden_linear_programs():
+    """Best values, policies and duals of the hand-made worlds and of three Garnets, to 7 digits or more."""
+    small, grid = two_state(), hazard_grid("A")
+    eight = [(small.optimum().value, 1.1031903190), (grid.optimum(0.0).value, 0.1018665597)]
+    limits, values = (0.41341171, 0.27318384, 0.28989998), (0.80804180, 0.66175821, 0.67418455)
+    for world, b, value in zip(garnets(3), limits, values, strict=True):
+        eight += [(world.limit, b), (world.optimum().value, value)]
+    free = small.optimum(np.inf)
+    short = [(small.optimum(0.1).value, 0.9821782), (small.optimum().policy[1, 0], 0.9271402),
+             (free.value, 1.84), (free.cost, 0.92), (small.optimum(np.inf, -small.c).cost, 0.0048421),
+             (grid.optimum(0.02).value, 0.1038259), (grid.optimum(0.1).value, 0.1116635),
+             (grid.optimum(np.inf).value, 0.1602159), (hazard_grid("C").optimum(0.1).value, 0.1116635)]
+    check("linear programs: golden values, 8 digits", max(abs(a - b) for a, b in eight), at_most=LP)
+    check("linear programs: golden values, 7 digits", max(abs(a - b) for a, b in short), at_most=1e-7)
+    check("linear programs: golden dual of the grid", abs(grid.optimum(0.02).dual - 0.097969), at_most=5e-7)
+
+
+def test_golden_uniform_policies():
+    """Rewards and costs at theta = 0."""
+    grid = hazard_grid("A")
+    theta = np.zeros(grid.r.shape)
+    worst = max(abs(w.J(np.zeros(w.r.shape), w.r) - J) for w, J in
+                zip(garnets(3), (0.54050906, 0.39537488, 0.42807187), strict=True))
+    check("Garnets: golden reward of the uniform policy", worst, at_most=LP)
+    worst = max(abs(grid.J(theta, grid.r) - 0.0065057), abs(grid.J(theta, grid.c) - 0.2430970))
+    check("grid: golden reward and cost of the uniform policy (7 digits)", worst, at_most=1e-7)
+    _, _, rho = units(*first_order(grid, theta), 0.01)
+    check("grid: golden rho (4 digits)", abs(rho - 0.1077), at_most=5e-5)
+
+
+# --------------------------------------------------------------------------------- the worlds as environments
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_environment_keeps_the_gymnasium_contract(name):
+    """Gymnasium's own checker; and the same seed gives the same episode."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(gym.make(f"tabular_cmdp:{name}").unwrapped)
+    state = sbtrpo.initial_state(config := sbtrpo.Config(task=f"tabular_cmdp:{name}", hidden=(4,)))
+    once, again, other = (sbtrpo.run_episode(config.task, seed, 5, sbtrpo.make_actor(state))
+                          for seed in (3, 3, 4))
+    assert all(np.array_equal(a, b) for a, b in zip(once, again))
+    assert not np.array_equal(once.observations, other.observations)  # control
+
+
+def gradient_errors(config, actor, episodes, exact) -> list:
+    """[|sampled - exact| of reward and cost gradient, largest over parameters], in standard errors of the
+    ratio (sum over steps of grad log pi * A) / steps, from 60 groups of episodes."""
+    batch, state = sbtrpo.make_batch(episodes, actor), {"sizes": np.array(actor.policy.sizes), "epoch": 0}
+    *advantages, _ = sbtrpo.estimate_advantages(config, batch, state)
+    inputs, actions = batch.observations.astype(float), batch.actions
+    ends = np.cumsum(batch.lengths)[np.linspace(0, len(episodes) - 1, 61).astype(int)]
+    errors = []
+    for advantage, g in zip(advantages, exact):
+        residuals = []
+        for steps in (slice(a, b) for a, b in zip(ends, ends[1:])):
+            gradient, _ = sbtrpo.policy_gradient(actor.policy, actor.theta, inputs[steps], actions[steps])
+            residuals.append(gradient(advantage[steps]) - len(actions[steps]) * g)
+        deviation = np.std(residuals, axis=0) * math.sqrt(len(residuals)) + 1e-9
+        errors.append(np.abs(np.sum(residuals, axis=0) / deviation).max())
+    return errors
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_sampled_gradients_are_the_exact_ones(name):
+    """Shipped sampler and estimators against the exact gradient of the normalised J, chained through the
+    network. Ending with probability 1 - gamma is the discount, so the estimators use discount 1. 30,000
+    steps, 6 standard errors. Control: discount 0."""
+    world, config = IDS[name](), sbtrpo.Config(task=f"tabular_cmdp:{name}", hidden=(6,), discount=1.0)
+    state, sizes = sbtrpo.initial_state(config), (len(world.mu), 6, world.r.shape[1])
+    state["theta"] = state["theta"] + 0.4 * np.random.default_rng(11).normal(size=state["theta"].size)
+    actor = sbtrpo.make_actor(state)
+    with ThreadPoolExecutor(1) as executor:
+        _, episodes = sbtrpo.collect(executor, config, actor, 0, 30_000)
+
+    def table(theta):
+        return sbtrpo.network(sbtrpo.unflatten(theta, sizes)[0], np.eye(sizes[0]))
+
+    logits, J = table(actor.theta), jacobian(table)(actor.theta)
+    exact = [np.tensordot(world.gradient(logits, f), J, 2) for f in (world.r, world.c)]
+    for advantage in ("mc", "time"):
+        errors = gradient_errors(replace(config, advantage=advantage), actor, episodes, exact)
+        check(f"sampled gradients, advantage {advantage} [standard errors]", max(errors), at_most=6)
+    myopic = gradient_errors(replace(config, discount=0.0), actor, episodes, exact)
+    check("  control: what one step brings, instead of returns", min(myopic), at_least=8)
+    costs = np.array([episode.costs.sum() for episode in episodes])
+    error = np.mean(costs) - world.J(logits, world.c) / (1 - world.gamma)
+    error = abs(error) / (np.std(costs) / math.sqrt(len(costs)))
+    check("sampled cost per episode [standard errors]", error, at_most=6)
+
+
+def test_error_of_a_sampled_gradient_follows_the_noise_law():
+    """Two states, uniform policy, episodes sampled and estimated as in training (studies/noise.py). With
+    512 episodes of 60 steps the noise scales n* are the golden ones, within 15%. With 4,096 that
+    end at random, batches of 64 have the root mean square error sqrt(n* / n), within 20%, and get a share 1 /
+    sqrt(1 + n* / n) of the best cost decrease, within .06. Control: n* of another baseline is off."""
+    sys.path.append(str(ROOT / "studies"))
+    import noise
+    fixed, case = noise.Case("TwoState-v0", 0, 512, length=60), noise.Case("TwoState-v0", 0, 4096)
+    for baseline, golden in (("mc", 4.4), ("time", 0.6), ("value", 0.5)):
+        scale = fixed.noise_scale(baseline)[1]["noise_scale"]
+        check("noise scale of 60 steps: |n* / golden - 1|", abs(scale / golden - 1), at_most=0.15)
+        law = math.sqrt(case.noise_scale(baseline)[1]["noise_scale"] / 64)
+        batches = [case.judge(case.episodes[i : i + 64], baseline) for i in range(0, 4096, 64)]
+        error = math.sqrt(np.mean([batch["cost_error"] ** 2 for batch in batches]))
+        check("noise law, 64 episodes: |rms error / sqrt(n* / n) - 1|", abs(error / law - 1), at_most=0.2)
+        share = np.mean([batch["cost_share"] for batch in batches]) - 1 / math.sqrt(1 + law**2)
+        check("noise law, 64 episodes: |share of the best cost decrease - law|", abs(share), at_most=0.06)
+    other = math.sqrt(case.noise_scale("mc")[1]["noise_scale"] / 64)
+    check("  control: the same error against n* of no baseline", abs(error / other - 1), at_least=0.2)
