@@ -1,12 +1,14 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
-#                 "autograd==1.8.0", "matplotlib==3.10.8"]
+#                 "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7",
+#                 "threadpoolctl==3.6.0"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""What share of sampling is physics, now and before: `uv run experiments/sampling.py` (Linux, 15 minutes).
+"""What share of sampling is physics, now and before: `uv run studies/sampling.py` (Linux, 20 minutes) prints
+the table and writes all values to results/sampling.json; with --quick or --tasks, to --output.
 
 One environment of fast_safety_gymnasium.py, whole episodes, resets included, actions like those of a fresh
 policy. Times are processor time in microseconds a step.
@@ -23,8 +25,6 @@ test_fast.py proves.
 Then, for the file as it is here, where the time goes, function by function: a look every few milliseconds of
 processor time at the line that runs. What a function spends in numpy is its own. MuJoCo's functions are named
 as MuJoCo does; `mj_step` is less than physics above, for the file leaves out sensors that nobody reads.
-
-The table goes to the screen, and all values to results/sampling.json; with --quick or --tasks, to --output.
 """
 
 import argparse, collections, importlib.util, json, signal, statistics, subprocess, sys, tempfile, time
