@@ -8,10 +8,10 @@ with its costs) is the one that the package gives by itself, and so are its type
 Only the time differs. Covered are the navigation tasks Goal, Button, Push, Circle and Run, at levels 0 to 2
 and with all five agents, and the velocity tasks. What is not known here (vision, keyboard, race and fading
 tasks, options changed by hand) runs the original code, and a warning says so, once. Environments made with a
-`render_mode` run it as well: all that is visual is as before. So does the copy of an environment, until its
-next reset. Beside another mujoco or gymnasium than those of `VERSIONS` nothing is installed, and a warning
-says so. Attributes of `env.task` changed by hand count from the next reset on. Python 3.11 can import the
-package, too, and gymnasium-robotics is not needed.
+`render_mode` run it as well: all that is visual is as before. So do steps while a callback of MuJoCo is set,
+and the copy of an environment, until its next reset. Beside another mujoco or gymnasium than those of
+`VERSIONS` nothing is installed, and a warning says so. Attributes of `env.task` changed by hand count from
+the next reset on. Python 3.11 can import the package, too, and gymnasium-robotics is not needed.
 
 Where the time went, and no longer goes
  1. A reset decodes PNG textures, which only a renderer needs, and parses YAML and XML. Here the package
@@ -19,7 +19,9 @@ Where the time went, and no longer goes
  2. A step calls mj_forward three times, though nothing has moved after the first. Only the constraint solver,
     which starts from where it ended before, still changes last bits; here, only that part runs again.
  3. Contacts were told apart by the names of their geometries. Here each geometry has a few bits.
- 4. Distances, lidars and placements went object by object through small functions. Here all go together.
+ 4. Distances, lidars and placements went object by object through small functions of numpy. Here vectors and
+    angles of all objects are computed together, and the rest is Python's arithmetic.
+ 5. Sensors were evaluated in every frame. Here they are where somebody reads them: at the end of a step.
 
 Why no bit changes: each function names what it replaces, and gives the reason. None sums in another order or
 takes a similar function of another library. What is assumed of numpy, that an array gives the same bits as
@@ -89,6 +91,7 @@ TEMPLATES = {}  # all of a world but its positions and rotations -> its XML, cut
 TEXTURE = re.compile(r'<texture\b[^>]*?(/>|></texture>)|\stexture="[^"]*"')
 AGENT, VASE, PILLAR, GREMLIN, BUTTON = 1, 2, 4, 8, 16  # bits of a geometry; button i has BUTTON << i
 POSITION_AND_VELOCITY = int(mujoco.mjtStage.mjSTAGE_VEL)  # stages of mj_forward that are left out
+LEAST, MOST = np.array(-10.0), np.array(10.0)  # arrays are sooner told from others than Python's numbers
 NO_SENSORS = int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
 BODY, GEOM, SENSOR = mujoco.mjtObj.mjOBJ_BODY, mujoco.mjtObj.mjOBJ_GEOM, mujoco.mjtObj.mjOBJ_SENSOR
 
@@ -388,8 +391,8 @@ def touched(plan: Plan) -> set[int]:
 def any_vase_moves(plan: Plan, vases: Vases) -> bool:
     """Whether a velocity counts in Vases.cal_cost (assets.free_geoms). That is a Jacobian times qvel, hence,
     but for rounding, three entries of qvel; within 1% of the threshold, it is computed as there."""
-    squares = plan.qvel[plan.vases] ** 2
-    fastest = math.sqrt(max((squares[:, 0] + squares[:, 1] + squares[:, 2]).tolist(), default=0.0))
+    velocities = plan.qvel.take(plan.vases).tolist()
+    fastest = math.sqrt(max((u * u + v * v + w * w for u, v, w in velocities), default=0.0))
     if not 0.99 < fastest / vases.velocity_threshold < 1.01:
         return fastest > vases.velocity_threshold
     velocities = [get_body_xvelp(plan.model, plan.data, f"vase{i}") for i in range(vases.num)]
@@ -603,7 +606,7 @@ def unclipped_obs(self) -> np.ndarray:
 def clipped_obs(self) -> np.ndarray:
     """_get_obs in hopper_v4 and walker2d_v4 (gymnasium.envs.mujoco): np.clip is these two functions."""
     position = self.data.qpos[self._exclude_current_positions_from_observation :]
-    return np.concatenate((position, np.minimum(np.maximum(self.data.qvel, -10), 10)))
+    return np.concatenate((position, np.minimum(np.maximum(self.data.qvel, LEAST), MOST)))
 
 def swimmer_step(self, action: np.ndarray) -> tuple:
     """SafetySwimmerVelocityEnv.step (tasks.safe_velocity.safety_swimmer_velocity_v1), number by number.
@@ -611,15 +614,15 @@ def swimmer_step(self, action: np.ndarray) -> tuple:
     np.linalg.norm of a vector is the root of its dot product."""
     if self.render_mode is not None or self.mujoco_renderer.viewer:
         return ORIGINAL[safety_swimmer_velocity_v1.SafetySwimmerVelocityEnv, "step"](self, action)
-    x_before, y_before = self.data.qpos[:2].tolist()
+    position, dt = self.data.qpos[:2], self.dt
+    x_before, y_before = position.tolist()
     self.do_simulation(action, self.frame_skip)
-    position, dt = self.data.qpos[:2].copy(), self.dt
     x, y = position.tolist()
     x_velocity, y_velocity = np.float64((x - x_before) / dt), np.float64((y - y_before) / dt)
     forward_reward, ctrl_cost = self._forward_reward_weight * x_velocity, self.control_cost(action)
     info = {"reward_fwd": forward_reward, "reward_ctrl": -ctrl_cost,
             "x_position": np.float64(x), "y_position": np.float64(y),
-            "distance_from_origin": np.sqrt(position.dot(position)),
+            "distance_from_origin": np.float64(math.sqrt(position.dot(position))),
             "x_velocity": x_velocity, "y_velocity": y_velocity, "forward_reward": forward_reward}
     cost = float(x_velocity > self._velocity_threshold)
     return self._get_obs(), forward_reward - ctrl_cost, cost, False, False, info

@@ -61,9 +61,9 @@ A         reward_, cost_advantages   (n,)        discounted return to go, less a
 Sections 1 to 3 are the algorithm. The rest is what it stands on, bottom up; options come last.
 """
 
-import argparse, atexit, concurrent.futures, copy, csv, dataclasses, functools, importlib.metadata
-import importlib.util, io, itertools, json, logging, math, os, platform, random, re, signal
-import sys, threading, time, unittest.mock, zlib
+import argparse, atexit, concurrent.futures, contextlib, copy, csv, dataclasses, functools
+import importlib.metadata, importlib.util, io, itertools, json, logging, math, os, platform, random
+import re, signal, sys, threading, time, unittest.mock, zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -171,13 +171,13 @@ def train(config, run, state):
             executor, state = warm_up(executor, config, state)
         while state["steps"] < config.total_steps:
             started, actor = time.perf_counter(), make_actor(state)
-            growth = config.batch_growth ** (state["steps"] / 1e6)
-            executor, episodes = collect(
-                executor, config, actor, state["next_episode"], round(growth * config.batch_steps))
+            size = round(config.batch_growth ** (state["steps"] / 1e6) * config.batch_steps)
+            executor, episodes = collect(executor, config, actor, state["next_episode"], size)
             collected, metrics = time.perf_counter(), episode_metrics(episodes)
 
             batch = make_batch(episodes, actor)  # n steps: observations (n, size), actions (n, k)
-            rewards, costs, critics = estimate_advantages(config, batch, state)  # A_r, A_c: (n,)
+            rewards, costs, fits = estimate_advantages(config, batch, state)  # A_r, A_c: (n,)
+            critics = in_workers(executor, fits)  # while the policy is updated here
             mean_cost, excess = metrics["EpCost"], None
             if config.cost_limit > 0:  # per step, as the cost gradient is
                 excess = (mean_cost - config.cost_limit) / metrics["EpLen"]
@@ -185,7 +185,7 @@ def train(config, run, state):
                                         batch.actions, rewards, costs, excess)
 
             metrics["EpCostRegret"] = state["regret"] + max(0.0, mean_cost - config.cost_limit)
-            state = advance(state, batch, theta, critics, metrics["EpCostRegret"])
+            state = advance(state, batch, theta, critics(), metrics["EpCostRegret"])
             log(run, config, state, metrics, info, started, collected)
     finally:
         stop(executor)
@@ -389,14 +389,15 @@ def with_signal(advantages, signal, returns, lengths):
         return np.zeros_like(advantages)
     return np.where(np.abs(advantages) > rounding, advantages, 0.0)
 
-def fit_critic(critic, sizes, inputs, targets, rng, slope=np.subtract):
-    """Ten passes of Adam over minibatches of 256. slope(outputs, targets) is the loss's; by default
-    least squares'. The network's gradient is written out: autograd takes four times as long."""
+def fit_critic(critic, sizes, inputs, targets, orders, slope=np.subtract):
+    """Passes of Adam over minibatches of 256, in each of orders, permutations of the rows.
+    slope(outputs, targets) is the loss's; by default least squares'. The network's gradient is
+    written out: autograd takes four times as long."""
     critic, targets = critic.astype(np.float32), targets.astype(np.float32)[:, None]
     gradient, mean, square = np.zeros((3, len(critic)), np.float32)
     layers, gradients = unflatten(critic, sizes)[0], unflatten(gradient, sizes)[0]  # views
     count = math.ceil(len(inputs) / 256)
-    batches = [np.array_split(rng.permutation(len(inputs)), count) for _ in range(10)]
+    batches = [np.array_split(order, count) for order in orders]
     for t, rows in enumerate(itertools.chain(*batches), start=1):
         hidden = [inputs[rows]]
         for W, b in layers[:-1]:
@@ -412,12 +413,18 @@ def fit_critic(critic, sizes, inputs, targets, rng, slope=np.subtract):
         critic -= rate * mean / (np.sqrt(square) + 1e-8)
     return critic.astype(float)
 
+def fit_to(batch, critic, sizes, targets, rng, slope=np.subtract):
+    """fit_critic with its arguments. rng is used up here: the call gives the same bits anywhere."""
+    orders = [rng.permutation(len(targets)) for _ in range(10)]
+    return functools.partial(fit_critic, critic, sizes, batch.observations, targets, orders, slope)
+
 def estimate_advantages(config, batch, state):
-    """Advantages of reward and of cost, (n,) each, and critics fitted to this batch, for the next:
+    """Advantages of reward and of cost, (n,) each; and functions that fit critics to this batch,
+    for the next:
     mc    discounted return to go
     time  the same, less the mean of the other episodes at equal time
     gae   generalised advantage estimation with a critic for each, less the batch mean"""
-    sizes, advantages, critics = (*state["sizes"][:-1].tolist(), 1), [], {}
+    sizes, advantages, fits = (*state["sizes"][:-1].tolist(), 1), [], {}
     rng = stream(config.seed, CRITICS, state["epoch"])
     if config.advantage == "time" and len(batch.lengths) == 1:
         raise Failure(f"a batch of one episode, of {len(batch.cost):,} steps, has no others to "
@@ -431,10 +438,10 @@ def estimate_advantages(config, batch, state):
             values = network(unflatten(critic, sizes)[0], batch.inputs)[:, 0]
             estimate = gae(batch, signals, values, config.discount, config.gae_lambda)
             targets = estimate + np.delete(values, batch.lasts)
-            critics[f"{name}_critic"] = fit_critic(critic, sizes, batch.observations, targets, rng)
+            fits[f"{name}_critic"] = fit_to(batch, critic, sizes, targets, rng)
             estimate = estimate - estimate.mean()
         advantages.append(with_signal(estimate, signals, returns, batch.lengths))
-    return *advantages, critics
+    return *advantages, fits
 
 # ------------------------------------------------------------------------ 7. episodes
 @functools.lru_cache
@@ -629,6 +636,14 @@ def stop(executor):
     else:
         executor.shutdown(wait=False)
 
+def result_of(job, name):
+    """What a job returns; says every minute that it is waited for."""
+    waited = 0
+    while not concurrent.futures.wait([job], timeout=60).done:
+        waited += 1
+        print(f"waiting for {name}, {waited} min", file=sys.stderr)
+    return job.result()
+
 def collect(executor, config, actor, first, size, attempt=1):
     """Episodes first, first + 1, ... in this order, to the one that reaches `size` steps; and the
     executor, another one if a worker has died: then all start anew."""
@@ -641,11 +656,7 @@ def collect(executor, config, actor, first, size, attempt=1):
                 indices = range(planned, min(wanted, planned + math.ceil(500 / length)))
                 jobs.append(executor.submit(list, map(run, indices)))
                 planned = indices.stop
-            waited = 0
-            while not concurrent.futures.wait(jobs[:1], timeout=60).done:
-                waited += 1
-                print(f"waiting for episode {first + len(episodes)}, {waited} min", file=sys.stderr)
-            episodes += jobs.pop(0).result()
+            episodes += result_of(jobs.pop(0), f"episode {first + len(episodes)}")
             steps = sum(len(episode.costs) for episode in episodes)
             length = steps / len(episodes)
     except concurrent.futures.CancelledError:
@@ -662,6 +673,26 @@ def collect(executor, config, actor, first, size, attempt=1):
         job.cancel()
     ends = np.cumsum([len(episode.costs) for episode in episodes])
     return executor, episodes[: np.searchsorted(ends, size) + 1]
+
+def on_one_thread(function):
+    threadpoolctl.threadpool_limits(1, "blas")  # as make_executor does: the same bits
+    return function()
+
+def in_workers(executor, functions):
+    """Has workers call {name: function} while this process goes on; returns a function that waits
+    for {name: what was returned}. What a worker or scheduler fails to return is computed here:
+    collect, which needs them as well, will say what is wrong with them."""
+    jobs = {}
+    with contextlib.suppress(Exception):
+        jobs |= {name: executor.submit(on_one_thread, functions[name]) for name in functions}
+
+    def result(name):
+        try:
+            return result_of(jobs[name], name)
+        except Exception:
+            return functions[name]()
+
+    return lambda: {name: result(name) for name in functions}
 
 # ----------------------------------------------------------------- 9. what a run leaves
 def episode_metrics(episodes):

@@ -39,8 +39,7 @@ Differs from the paper in
  3. Backtracking shrinks phi.s too, so the line search looks at KL(unsafe || pi) itself.
  4. Eq. 8 asks for an increase; `--exclusion level` for KL(unsafe || pi) >= level, the paper's F_k.
  5. Eq. 4 prints r where the cost is meant. The critic's quantiles are fitted to sampled returns.
- 6. Radii are two: delta_1 = 1e-2 and delta_2 = 1e-4, as the paper advises.
- 7. Eq. 10 negates the step where delta_2 is out of reach, towards unsafe: only by `--reverse 1`.
+ 6. Eq. 10 negates the step where delta_2 is out of reach, towards unsafe: only by `--reverse 1`.
 
 symbol  name in code                 shape       meaning [unit] (p parameters)
 theta   theta                        (p,)        policy parameters: weights, biases, then log std
@@ -54,9 +53,9 @@ J_c, b  mean_cost, cost_limit        scalar      undiscounted cost per episode
 Sections 1 to 3 are the algorithm. The rest is what it stands on, bottom up; options come last.
 """
 
-import argparse, atexit, concurrent.futures, copy, csv, dataclasses, functools, importlib.metadata
-import importlib.util, io, itertools, json, logging, math, os, platform, random, re, signal
-import sys, threading, time, unittest.mock, zlib
+import argparse, atexit, concurrent.futures, contextlib, copy, csv, dataclasses, functools
+import importlib.metadata, importlib.util, io, itertools, json, logging, math, os, platform, random
+import re, signal, sys, threading, time, unittest.mock, zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -187,11 +186,12 @@ def improve(config, run, state, unsafe=None):
             collected, metrics = time.perf_counter(), episode_metrics(episodes)
 
             batch = make_batch(episodes, actor)  # n steps: observations (n, size), actions (n, k)
-            rewards, costs, critics = estimate_advantages(config, batch, state)  # A_r, A_c: (n,)
+            rewards, costs, fits = estimate_advantages(config, batch, state)  # A_r, A_c: (n,)
             mean_cost, exclusion = metrics["EpCost"], None
             multiplier, pid = pid_multiplier(state["pid"], mean_cost, config.cost_limit, config.pid)
             if config.stage == "unsafe" and config.critic == "cvar":
-                costs, critics["quantile_critic"] = cvar_advantages(config, batch, state)
+                costs, fits["quantile_critic"] = cvar_advantages(config, batch, state)
+            critics = in_workers(executor, fits)  # while the policy is updated here
             advantages = standardised(costs)
             if config.stage == "safe":  # Eq. 6; --joint 0 leaves the cost out
                 advantages = standardised(rewards) - config.joint * multiplier * advantages
@@ -202,7 +202,7 @@ def improve(config, run, state, unsafe=None):
                                         batch.actions, advantages, exclusion)
 
             metrics["EpCostRegret"] = state["regret"] + max(0.0, mean_cost - config.cost_limit)
-            state = advance(state, batch, theta, critics, metrics["EpCostRegret"]) | {"pid": pid}
+            state = advance(state, batch, theta, critics(), metrics["EpCostRegret"]) | {"pid": pid}
             info |= {"LagrangianMultiplier": multiplier, **constants}
             log(run, config, state, metrics, info, started, collected)
     finally:
@@ -416,14 +416,15 @@ def with_signal(advantages, signal, returns, lengths):
         return np.zeros_like(advantages)
     return np.where(np.abs(advantages) > rounding, advantages, 0.0)
 
-def fit_critic(critic, sizes, inputs, targets, rng, slope=np.subtract):
-    """Ten passes of Adam over minibatches of 256. slope(outputs, targets) is the loss's; by default
-    least squares'. The network's gradient is written out: autograd takes four times as long."""
+def fit_critic(critic, sizes, inputs, targets, orders, slope=np.subtract):
+    """Passes of Adam over minibatches of 256, in each of orders, permutations of the rows.
+    slope(outputs, targets) is the loss's; by default least squares'. The network's gradient is
+    written out: autograd takes four times as long."""
     critic, targets = critic.astype(np.float32), targets.astype(np.float32)[:, None]
     gradient, mean, square = np.zeros((3, len(critic)), np.float32)
     layers, gradients = unflatten(critic, sizes)[0], unflatten(gradient, sizes)[0]  # views
     count = math.ceil(len(inputs) / 256)
-    batches = [np.array_split(rng.permutation(len(inputs)), count) for _ in range(10)]
+    batches = [np.array_split(order, count) for order in orders]
     for t, rows in enumerate(itertools.chain(*batches), start=1):
         hidden = [inputs[rows]]
         for W, b in layers[:-1]:
@@ -439,12 +440,18 @@ def fit_critic(critic, sizes, inputs, targets, rng, slope=np.subtract):
         critic -= rate * mean / (np.sqrt(square) + 1e-8)
     return critic.astype(float)
 
+def fit_to(batch, critic, sizes, targets, rng, slope=np.subtract):
+    """fit_critic with its arguments. rng is used up here: the call gives the same bits anywhere."""
+    orders = [rng.permutation(len(targets)) for _ in range(10)]
+    return functools.partial(fit_critic, critic, sizes, batch.observations, targets, orders, slope)
+
 def estimate_advantages(config, batch, state):
-    """Advantages of reward and of cost, (n,) each, and critics fitted to this batch, for the next:
+    """Advantages of reward and of cost, (n,) each; and functions that fit critics to this batch,
+    for the next:
     mc    discounted return to go
     time  the same, less the mean of the other episodes at equal time
     gae   generalised advantage estimation with a critic for each, less the batch mean"""
-    sizes, advantages, critics = (*state["sizes"][:-1].tolist(), 1), [], {}
+    sizes, advantages, fits = (*state["sizes"][:-1].tolist(), 1), [], {}
     rng = stream(config.seed, CRITICS, state["epoch"])
     if config.advantage == "time" and len(batch.lengths) == 1:
         raise Failure(f"a batch of one episode, of {len(batch.cost):,} steps, has no others to "
@@ -458,10 +465,10 @@ def estimate_advantages(config, batch, state):
             values = network(unflatten(critic, sizes)[0], batch.inputs)[:, 0]
             estimate = gae(batch, signals, values, config.discount, config.gae_lambda)
             targets = estimate + np.delete(values, batch.lasts)
-            critics[f"{name}_critic"] = fit_critic(critic, sizes, batch.observations, targets, rng)
+            fits[f"{name}_critic"] = fit_to(batch, critic, sizes, targets, rng)
             estimate = estimate - estimate.mean()
         advantages.append(with_signal(estimate, signals, returns, batch.lengths))
-    return *advantages, critics
+    return *advantages, fits
 
 # ------------------------------------------------------------------------ 7. episodes
 @functools.lru_cache
@@ -656,6 +663,14 @@ def stop(executor):
     else:
         executor.shutdown(wait=False)
 
+def result_of(job, name):
+    """What a job returns; says every minute that it is waited for."""
+    waited = 0
+    while not concurrent.futures.wait([job], timeout=60).done:
+        waited += 1
+        print(f"waiting for {name}, {waited} min", file=sys.stderr)
+    return job.result()
+
 def collect(executor, config, actor, first, size, attempt=1):
     """Episodes first, first + 1, ... in this order, to the one that reaches `size` steps; and the
     executor, another one if a worker has died: then all start anew."""
@@ -668,11 +683,7 @@ def collect(executor, config, actor, first, size, attempt=1):
                 indices = range(planned, min(wanted, planned + math.ceil(500 / length)))
                 jobs.append(executor.submit(list, map(run, indices)))
                 planned = indices.stop
-            waited = 0
-            while not concurrent.futures.wait(jobs[:1], timeout=60).done:
-                waited += 1
-                print(f"waiting for episode {first + len(episodes)}, {waited} min", file=sys.stderr)
-            episodes += jobs.pop(0).result()
+            episodes += result_of(jobs.pop(0), f"episode {first + len(episodes)}")
             steps = sum(len(episode.costs) for episode in episodes)
             length = steps / len(episodes)
     except concurrent.futures.CancelledError:
@@ -689,6 +700,26 @@ def collect(executor, config, actor, first, size, attempt=1):
         job.cancel()
     ends = np.cumsum([len(episode.costs) for episode in episodes])
     return executor, episodes[: np.searchsorted(ends, size) + 1]
+
+def on_one_thread(function):
+    threadpoolctl.threadpool_limits(1, "blas")  # as make_executor does: the same bits
+    return function()
+
+def in_workers(executor, functions):
+    """Has workers call {name: function} while this process goes on; returns a function that waits
+    for {name: what was returned}. What a worker or scheduler fails to return is computed here:
+    collect, which needs them as well, will say what is wrong with them."""
+    jobs = {}
+    with contextlib.suppress(Exception):
+        jobs |= {name: executor.submit(on_one_thread, functions[name]) for name in functions}
+
+    def result(name):
+        try:
+            return result_of(jobs[name], name)
+        except Exception:
+            return functions[name]()
+
+    return lambda: {name: result(name) for name in functions}
 
 # ----------------------------------------------------------------- 9. what a run leaves
 def episode_metrics(episodes):
@@ -902,7 +933,7 @@ def quantile_slope(outputs, targets):
 
 def cvar_advantages(config, batch, state):
     """xi of Eq. 4 by GAE, less its mean, from CVaR values: the mean of the largest alpha of the
-    quantiles of the cost to go; and the critic of these quantiles, fitted to sampled returns."""
+    quantiles of the cost to go; and what fits the critic of these quantiles to sampled returns."""
     sizes = (*state["sizes"][:-1].tolist(), CRITIC_OUTPUTS["quantile"])
     critic, rng = state["quantile_critic"], stream(config.seed, QUANTILES, state["epoch"])
     outputs = np.sort(network(unflatten(critic, sizes)[0], batch.inputs), axis=1)
@@ -911,9 +942,9 @@ def cvar_advantages(config, batch, state):
     ends = np.zeros_like(tail)
     ends[batch.lasts] = outputs[batch.lasts].mean(axis=1)  # truncated episodes go on
     targets = gae(batch, batch.cost, ends, config.discount, 1.0)
-    critic = fit_critic(critic, sizes, batch.observations, targets, rng, quantile_slope)
+    fit = fit_to(batch, critic, sizes, targets, rng, quantile_slope)
     returns = discounted_sums(batch.cost, batch.lengths, config.discount)
-    return with_signal(xi - xi.mean(), batch.cost, returns, batch.lengths), critic
+    return with_signal(xi - xi.mean(), batch.cost, returns, batch.lengths), fit
 
 def visited(executor, config, unsafe):
     """The states (N, size) of a batch of the unsafe policy's own, and what an episode costs it."""

@@ -47,11 +47,11 @@ def mean_square(ctrpo, sizes, inputs, targets):
     return lambda critic: anp.mean((values(critic) - targets) ** 2) / 2
 
 
-def by_autograd(ctrpo, critic, sizes, inputs, targets, rng, size=128):
+def by_autograd(ctrpo, critic, sizes, inputs, targets, orders, size=128):
     """The release's loop: ten passes of Adam over minibatches of 128, with a step size of 1e-3."""
     targets = targets.astype(inputs.dtype)
     n = -(-len(inputs) // size)
-    batches = sum((np.array_split(rng.permutation(len(inputs)), n) for _ in range(10)), [])
+    batches = sum((np.array_split(order, n) for order in orders), [])
 
     def slope(critic, iteration):
         rows = batches[iteration]
@@ -127,7 +127,8 @@ def measure(run: Path, batches: int, size: int, fresh: bool) -> dict:
                     steps, signals, values, config.discount, config.gae_lambda)
                 started = time.perf_counter()
                 rng = np.random.default_rng(batch)
-                fitted.append(way(critic, sizes, steps.observations, targets, rng))
+                orders = [rng.permutation(len(targets)) for _ in range(10)]
+                fitted.append(way(critic, sizes, steps.observations, targets, orders))
                 seconds += time.perf_counter() - started
             critics[name] = fitted
             found[name]["seconds"].append(seconds)

@@ -85,8 +85,8 @@ class Case:
         config = dataclasses.replace(self.config, advantage="gae")
         for episodes in batches:
             batch = sbtrpo.make_batch(episodes, self.actor)
-            *_, critics = sbtrpo.estimate_advantages(config, batch, self.state)
-            self.state |= critics | {"epoch": self.state["epoch"] + 1}
+            *_, fits = sbtrpo.estimate_advantages(config, batch, self.state)
+            self.state |= {name: fit() for name, fit in fits.items()} | {"epoch": self.state["epoch"] + 1}
 
     def advantages(self, episodes: list, estimator: str) -> list[np.ndarray]:
         """Of reward and cost, for every step: by the shipped estimators; "value" is exact."""

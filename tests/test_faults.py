@@ -21,6 +21,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import ctrpo
+import faulty
 import sbtrpo
 import strpo
 from test_runs import finish, outcome, progress, rows, run_of, start, wait_for
@@ -263,6 +264,64 @@ def test_a_run_ends_in_two_seconds_whatever_the_environment_does(number, tmp_pat
     assert not psutil.wait_procs(children, timeout=5)[1]
 
 
+FITS = """
+import sys, faulty, sbtrpo
+faulty.fit = sbtrpo.fit_critic
+sbtrpo.fit_critic = getattr(faulty, sys.argv[1])
+sys.exit(sbtrpo.main(sys.argv[2:]))
+"""
+
+
+def with_fit(how, folder, *options):
+    """A run with critics in which fit_critic is another function, of faulty.py."""
+    command = [sys.executable, "-c", FITS, how, "--task=environments:Walk-v0", "--advantage=gae"]
+    command += [*SHORT, *options]
+    return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env={**os.environ, **PATHS})
+
+
+def test_a_worker_that_dies_while_it_fits_a_critic_changes_nothing(tmp_path):
+    """In each epoch. Control: the critics count, for without them the run is another one."""
+    run = tmp_path / run_of(task="environments-Walk-v0")
+    outcomes = []
+    for how, *options in (("fit",), ("fit_and_die",), ("fit", "--advantage=mc")):
+        folder = tmp_path / "-".join([how, *options])
+        folder.mkdir()
+        finish(with_fit(how, folder, *options))
+        outcomes.append(outcome(folder / run.relative_to(tmp_path)))
+    assert outcomes[0] == outcomes[1] != outcomes[2]
+
+
+def test_ctrl_c_ends_a_run_that_waits_for_a_critic(tmp_path):
+    """One that never comes: one sentence within seconds, no worker left."""
+    process = with_fit("fit_and_hang", tmp_path)
+    time.sleep(8)  # the first batch is there
+    assert process.poll() is None
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    asked = time.perf_counter()
+    said = finish(process, 1)
+    check("a run ends after Ctrl-C, waiting for a critic [s]", time.perf_counter() - asked, at_most=4)
+    assert said[0] == "interrupted" and "--resume" in said[1]
+    assert not psutil.wait_procs(children, timeout=5)[1]
+
+
+def test_what_workers_fail_to_return_is_computed_here():
+    """A worker dies, then there is none. Control: its job alone fails."""
+    def dies():
+        return faulty.fit_and_die()
+
+    faulty.fit = lambda: 7
+    executor = sbtrpo.make_executor(sbtrpo.Config(workers=1))
+    try:
+        with pytest.raises(Exception, match="EXIT"):
+            executor.submit(dies).result()
+        for _ in range(2):
+            assert sbtrpo.in_workers(executor, {"a": dies, "b": dies})() == {"a": 7, "b": 7}
+    finally:
+        executor.shutdown(kill_workers=True)
+
+
 def test_an_environment_without_a_time_limit_is_announced(capsys):
     """Once, at the start. Control: one with a limit."""
     sbtrpo.initial_state(sbtrpo.Config(task="faulty:Endless-v0"))
@@ -436,6 +495,19 @@ def test_bits_do_not_depend_on_the_threads_of_blas(tmp_path):
     for process in processes:
         finish(process)
     assert outcome(tmp_path / run_of("1")) == outcome(tmp_path / run_of("2"))
+
+
+def test_workers_fit_critics_on_one_thread_of_blas():
+    """A worker that has not run an episode yet, OPENBLAS_NUM_THREADS of 2. Control: without in_workers."""
+    def threads():
+        return [each["num_threads"] for each in sbtrpo.threadpoolctl.threadpool_info()]
+
+    executor = sbtrpo.loky.ProcessPoolExecutor(1, env={"OPENBLAS_NUM_THREADS": "2"})
+    try:
+        assert set(executor.submit(threads).result()) == {2}
+        assert set(sbtrpo.in_workers(executor, {"threads": threads})()["threads"]) == {1}
+    finally:
+        executor.shutdown()
 
 
 def test_a_module_that_changes_a_safety_gymnasium_task_is_trained_on(tmp_path):

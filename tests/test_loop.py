@@ -9,7 +9,7 @@ these tests see mistakes.
 
 import contextlib, csv, dataclasses, inspect, io, math, os, subprocess, sys
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -125,6 +125,7 @@ def epochs_of(events: list) -> list:
             continue
         last = {each.name: each for each in since}
         estimate = last["estimate_advantages"]
+        fits = [e for e in since if e.name == "fit_critic"]
         signals = "reward_advantages", "cost_advantages", "advantages"
         epochs.append(
             SimpleNamespace(
@@ -145,7 +146,8 @@ def epochs_of(events: list) -> list:
                 warm_ups=[e for e in since if e.name == "collect" and e.first == WARM_UP],
                 estimate=estimate,
                 cvar=last.get("cvar_advantages"),
-                fits=[e for e in since if e.name == "fit_critic"],
+                fits=fits,
+                learned={name: e.returned for name, e in zip(estimate.returned[2], fits)},
                 stage=getattr(event.config, "stage", "safe"),
             )
         )
@@ -184,11 +186,20 @@ def shaken(initial_state):
     return state
 
 
+class AtOnce(Executor):
+    """Calls functions as they are submitted, so that what is recorded has one order."""
+
+    def submit(self, function, *arguments):
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+
 def start(script, folder: Path, arguments: list) -> tuple:
     """`main` in this process, with this folder as the current one: what was recorded and said."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
         patch.chdir(folder)
-        patch.setattr(script, "make_executor", lambda config: ThreadPoolExecutor(1))
+        patch.setattr(script, "make_executor", lambda config: AtOnce())
         patch.setattr(script, "initial_state", shaken(script.initial_state))
         events = record(script, patch)
         assert script.main(arguments) == 0
@@ -414,9 +425,7 @@ def test_a_new_scale_moves_neither_policy_nor_critics(script, runs):
         inside = (np.abs([old, new]) < 10).all(axis=(0, 2))
         assert inside.mean() > 0.9
         old, new, sizes = old[inside], new[inside], epoch.policy.sizes
-        learned = {"theta": epoch.update.returned[0]} | epoch.estimate.returned[2]
-        if epoch.stage == "unsafe":
-            learned["quantile_critic"] = epoch.cvar.returned[1]
+        learned = {"theta": epoch.update.returned[0]} | epoch.learned
         for name, parameters in learned.items():
             width = (len(parameters) - (sizes[0] + 1) * sizes[1]) // (sizes[1] + 1)
             if name == "theta":
@@ -676,8 +685,8 @@ def test_advantages_without_a_critic_are_returns_with_or_without_a_baseline(
     critic is fitted."""
     epoch = runs(script, "course").epochs[1]
     config = dataclasses.replace(epoch.config, advantage=advantage)
-    *found, critics = script.estimate_advantages(config, epoch.batch, epoch.state)
-    assert critics == {}
+    *found, fits = script.estimate_advantages(config, epoch.batch, epoch.state)
+    assert fits == {}
     for each, name in zip(found, ("rewards", "costs")):
         returns, others, _ = returns_and_baselines(epoch.episodes, name, 0.8)
         expected = {"mc": returns, "time": others}[advantage]
@@ -735,7 +744,7 @@ def test_critics_are_fitted_to_the_targets_of_their_own_signal(script, runs):
                 1e-3,
             )
             if after:
-                assert np.array_equal(epoch.estimate.returned[2][CRITICS[k]], fit.returned)
+                assert np.array_equal(epoch.learned[CRITICS[k]], fit.returned)
                 sizes, raw = (*epoch.policy.sizes[:-1], 1), joined(epoch.episodes)
                 scaled = np.abs([each.actor.normalise(raw) for each in (epoch, after)])
                 raw = raw[(scaled < 10).all(axis=(0, 2))]
@@ -848,7 +857,8 @@ def test_quantiles_of_truncated_episodes_go_on(runs):
         batch = strpo.make_batch([episode] * 500, actor)
         state = {"sizes": np.array([2, 8, 2]), "epoch": 0, "quantile_critic": start}
         for _ in range(20):
-            _, state["quantile_critic"] = strpo.cvar_advantages(config, batch, state)
+            _, fit = strpo.cvar_advantages(config, batch, state)
+            state["quantile_critic"] = fit()
         found.append(network_values(state["quantile_critic"], sizes, observations)[0].mean())
     assert found[0] > 3 and found[1] < found[0] - 1, found
 

@@ -513,9 +513,10 @@ def test_quantile_critic_finds_the_exact_cvar():
     critic = strpo.initial_parameters((2, 32, 32), [], np.random.default_rng(0), 0.0)
     state = {"sizes": np.array([2, 32, 2]), "epoch": 0, "quantile_critic": critic}
     for epoch in range(60):
-        advantages, critic = strpo.cvar_advantages(config, batch, state)
-        state |= {"quantile_critic": critic, "epoch": epoch + 1}
-    found = np.sort(strpo.network(strpo.unflatten(critic, (2, 32, 32))[0], np.eye(2)), axis=1)
+        advantages, fit = strpo.cvar_advantages(config, batch, state)
+        state |= {"quantile_critic": fit(), "epoch": epoch + 1}
+    layers, _ = strpo.unflatten(state["quantile_critic"], (2, 32, 32))
+    found = np.sort(strpo.network(layers, np.eye(2)), axis=1)
     tail, finest = found[:, -8:].mean(axis=1) / costs, quantile((np.arange(24, 32) + 0.5) / 32).mean()
     T = np.arange(1, 400)
     worst = np.minimum(0.2 * 0.8 ** (T - 1), np.maximum(0, 0.25 - 0.8**T))  # a quarter of the probability
