@@ -4,10 +4,11 @@ import functools
 import itertools
 import math
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from autograd import hessian, jacobian
+from autograd import hessian, jacobian, make_ggnvp
 
 import ctrpo
 import sbtrpo
@@ -72,6 +73,32 @@ def test_fisher_product_is_exact(policy):
     damped = dense(sbtrpo.fisher_product(policy, theta, observations, 0.3), size)
     check("damping adds to the diagonal", np.abs(damped - F - 0.3 * np.eye(size)).max(), at_most=IDENTITY)
     check("  control: the damped product differs from all three", np.abs(damped - F).max(), at_least=0.2)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_fisher_product_of_many_states_is_the_three_lines_of_autograd(policy, monkeypatch):
+    """5,000 states, three parts: J^T M J, J the Jacobian of distributions. One, two or seven threads give the
+    same bits. Controls: a sum of other parts rounds differently, and one part alone is another product."""
+    theta, observations = network(policy, 5000)
+    v = np.random.default_rng(1).normal(size=theta.size)
+    old = sbtrpo.distributions(policy, theta, observations)
+    product = make_ggnvp(lambda theta: sbtrpo.distributions(policy, theta, observations),
+                         lambda new: sbtrpo.mean_kl(policy, old, new))(theta)
+    expected, found = product(v), []
+    for threads in (1, 2, 7):
+        monkeypatch.setattr(sbtrpo, "THREADS", ThreadPoolExecutor(threads))
+        found.append(sbtrpo.fisher_product(policy, theta, observations, 0.0)(v))
+        sbtrpo.THREADS.shutdown()
+    scale = np.abs(expected).max()
+    gap = np.abs(found[0] - expected).max() / scale
+    check("Fisher product of 5,000 states = autograd's [relative]", gap, at_most=IDENTITY)
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+    monkeypatch.setattr(sbtrpo, "THREADS", ThreadPoolExecutor(1))
+    other = sbtrpo.fisher_product(policy, theta, np.roll(observations, 700, axis=0), 0.0)(v)
+    part = sbtrpo.fisher_product(policy, theta, observations[:1667], 0.0)(v)
+    assert not np.array_equal(found[0], other)
+    gap = np.abs(part - expected).max() / scale
+    check("  control: of the first part alone [relative]", gap, at_least=1e-3)
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
