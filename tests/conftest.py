@@ -86,6 +86,12 @@ CG printed | TRPO and SB-TRPO, conjugate gradients | fails as printed
 CG corrected | TRPO and SB-TRPO, conjugate gradients | holds as corrected
     n iterations find the best step, of KL delta, of the Krylov space g, F g, ..., F^(n-1) g
     the same networks, F with damping; if |rho| <= 1, the convex step keeps beta of that
+A5 printed | SB-TRPO, Eq. 1, from a batch | fails as printed
+    the step of a batch lowers J_c by beta of the best decrease, to first order, in the mean over batches
+    the grid, uniform policy, defaults, batches of 16, 64 and 256 episodes against the exact gradient
+A5 corrected | SB-TRPO, Eq. 1, from a batch | holds as corrected
+    it keeps 1 / (1 + n* / n) of what the batch promises: n episodes, noise scale n*; within .1
+    the same; n* of 6,144 episodes; it can be far off where cost is rare
 B1 | SB-TRPO, Lemma 4.1 (wording of a summary) | holds
     the idealised update raises J_r where aligned, ends at the least J_c; --update optimal nears it
     brute force, two states, mean KL; that J_c never rises is its constraint, holds by construction

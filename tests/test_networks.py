@@ -146,6 +146,41 @@ def test_policy_gradient_weighs_the_scores(policy):
     check("policy gradient = central differences", worst, at_most=1e-7)
 
 
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_kept_is_of_the_cosine_of_two_halves(policy):
+    """2 c / (1 + c), with c the cosine of the gradients of every other episode and of the rest in the metric
+    of the dense F^-1. Two equal halves keep all, a single episode or one without a gradient says nothing.
+    Control: halves of the steps instead of the episodes."""
+    theta, observations = network(policy)
+    rng, n = np.random.default_rng(4), len(observations)
+    actions = rng.integers(2, size=n) if policy.discrete else rng.normal(size=(n, 2))
+    lengths = np.array([1, 2, n - 3])
+    second = (np.arange(n) >= 1) & (np.arange(n) < 3)  # the steps of episode 1
+    config = sbtrpo.Config(damping=0.1, cg_iterations=200)
+    inverse = np.linalg.inv(dense(sbtrpo.fisher_product(policy, theta, observations, 0.1), theta.size))
+
+    def kept(weights, lengths, observations=observations, actions=actions):
+        gradient, _ = sbtrpo.policy_gradient(policy, theta, observations, actions)
+        return sbtrpo.share_kept(config, policy, theta, observations, gradient,
+                                 gradient(weights / len(weights)), weights, lengths)
+
+    def by_hand(weights, second):
+        gradient, _ = sbtrpo.policy_gradient(policy, theta, observations, actions)
+        one, other = gradient(np.where(second, 0.0, weights)), gradient(np.where(second, weights, 0.0))
+        c = one @ inverse @ other / math.sqrt((one @ inverse @ one) * (other @ inverse @ other))
+        return 2 * c / (1 + c)
+
+    weights = 1 + rng.random(n)
+    check("Misc/kept = 2 c / (1 + c), dense", abs(kept(weights, lengths) - by_hand(weights, second)), 1e-6)
+    of_steps = by_hand(weights, np.arange(n) % 2 == 1)
+    check("  control: halves of the steps", abs(kept(weights, lengths) - of_steps), at_least=1e-3)
+    twice = kept(np.tile(weights, 2), np.array([n, n]), np.tile(observations, (2, 1)),
+                 np.concatenate([actions, actions]))
+    check("Misc/kept of two equal halves: |1 - kept|", abs(1 - twice), at_most=1e-6)
+    assert math.isnan(kept(weights, np.array([n]))) and math.isnan(kept(weights, ()))
+    assert math.isnan(kept(np.where(second, weights, 0.0), lengths))
+
+
 def test_conjugate_gradients_solve_and_report_their_residual():
     """n iterations solve an n-dimensional SPD system; the residual returned is the true one; any scale."""
     rng, solved, reported = np.random.default_rng(5), 0.0, 0.0
