@@ -383,8 +383,8 @@ def fisher_part(policy, theta, v, inputs, old):
     return product
 
 def fisher_product(policy, theta, observations, damping):
-    """v -> (F + damping I) v; F = J^T M J in the mean over states, in parts of 2,048, which fit into
-    a cache. Threads share the parts; the sum has one order."""
+    """v -> (F + damping I) v; F = J^T M J in the mean over states, in parts of 2,048, which fit
+    into a cache. Threads share the parts; the sum has one order."""
     theta = theta.astype(observations.dtype)
     layers, _ = unflatten(theta, policy.sizes)
     parts = np.array_split(observations, math.ceil(len(observations) / 2048))
@@ -1177,7 +1177,7 @@ def main(argv=None):
     run = None
     try:
         if np.lib.NumpyVersion(np.__version__) < "1.24.0":  # numpy/numpy#24903
-            raise Failure(f"numpy {np.__version__} multiplies wrongly on some CPUs: take a newer one.")
+            raise Failure(f"numpy {np.__version__} multiplies wrongly on some CPUs: take a newer.")
         config, run, state, lock = open_run(argv)
         steps = f"from step {state['steps']:,} to {config.total_steps:,}"
         print(f"{config.task}: {steps}, in {run}", flush=True)
