@@ -13,6 +13,7 @@ import differences
 import margins
 import published
 import report
+import speed
 import table
 
 RESULTS = ROOT / "results"
@@ -186,6 +187,20 @@ def test_margins_are_those_of_the_runs(capsys, monkeypatch):
         margins.main([f"{label}=results/ctrpo-{tasks[task]}-{ends[setting]}"])
     printed = [line for line in capsys.readouterr().out.splitlines() if ", seed" in line]
     assert printed == lines[2:]
+
+
+def test_tables_of_speed_are_those_of_its_results():
+    """As the study writes them below their comments. Control: a table of other results is another one."""
+    results = json.loads((ROOT / "results" / "speed.json").read_text())
+    found, seen = speed.tables(results), set()
+    for name in ("speed", "fast_safety_gymnasium"):
+        page = (ROOT / "docs" / f"{name}.md").read_text()
+        assert speed.with_tables(page, found) == page
+        seen |= set(re.findall(r"<!-- table (\w+) -->\n\|", page))
+    assert seen == set(found)
+    results["memory"]["peak_pss_mib"] += 100
+    page = (ROOT / "docs" / "speed.md").read_text()
+    assert speed.with_tables(page, speed.tables(results)) != page
 
 
 STUDIES = sorted((ROOT / "studies").glob("*.py"))
