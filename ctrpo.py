@@ -880,6 +880,41 @@ class Checked:
             raise Failure(f"--scheduler is {self.scheduler!r} but must be as tcp://host:8786.")
 # --- end shared ---
 
+# -------------------------------------------- 1b. the step, where several costs have a budget each
+def barriers_step(reward_gradient, reward_direction, cost_gradients, cost_directions,
+                  delta, beta, margins, barrier, recovery):
+    """(4) for m costs, gradients (m, p), margins and recovery (m,), with a barrier for each that
+    is not in recovery: H = F + sum_i w_i g_i g_i^T. By Woodbury's identity
+
+        y = x - sum_i c_i x_i   with   sum_j (g_i.x_j + [i = j] / w_i) c_j = g_i.x
+
+    where, if no cost is in recovery, x = x_r and step = sqrt(2 delta / g_r.y) y. Else the goal is
+    the sum of the g_i in recovery, each over sqrt(g_i.x_i), which frees it of units, and the step
+    goes down: two such costs both fall, to first order, but of three one may rise. Gradients may
+    be dependent, or 0. Returns the step and what it promises; costs' figures are (m,)."""
+    gradients = np.array([reward_gradient, *cost_gradients])
+    directions = np.array([reward_direction, *cost_directions])
+    pairs = [steepest_step(g, x, delta) for g, x in zip(gradients, directions)]
+    best_steps, per_best = np.array([pair[0] for pair in pairs]), np.array([p[1] for p in pairs])
+    cosines = per_best @ best_steps.T
+    best = np.sum(gradients * best_steps, axis=1)
+    power = 2 if barrier == "log" else 1  # w s, with s = best^2 / (2 delta), phi'' = 1 / m^power
+    stiffness = beta / (2 * delta) * best[1:] ** 2 / np.where(recovery, 1.0, margins) ** power
+    goal = np.append(1.0, np.zeros(len(margins)))  # weights of the best steps
+    if np.any(recovery):
+        goal = np.append(0.0, -1.0 * recovery)
+    kept = 1 + np.flatnonzero(~recovery & (stiffness > 0))
+    system = cosines[np.ix_(kept, kept)] + np.diag(1 / stiffness[kept - 1])
+    weights = goal.copy()
+    weights[kept] -= np.linalg.lstsq(system, cosines[kept] @ goal, rcond=None)[0]
+    length2 = float(goal @ cosines @ weights)  # in H, over 2 delta
+    weights *= 1 / math.sqrt(length2) if length2 > 1e-12 else 0.0
+    step = weights @ best_steps
+    return step, {"rho": cosines[0, 1:], "kl": float(delta * weights @ cosines @ weights),
+                  "best_reward": best[0], "best_cost": best[1:],
+                  "reward_change": float(reward_gradient @ step),
+                  "cost_change": gradients[1:] @ step}
+
 ALGORITHM = "ctrpo"
 CRITIC_OUTPUTS = {"reward": 1, "cost": 1}
 MEMORY = {"recovery": True, "recent_costs": np.zeros(0)}  # what the loop carries besides

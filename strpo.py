@@ -118,13 +118,13 @@ def fixed_step(gradient, direction, away, away_direction, delta_1, delta_2, lamb
 def pid_multiplier(memory, mean_cost, limit, gains, smoothing=0.5):
     """lambda = [K_P P + I + K_D D]+ (Stooke et al. 2020) and the memory (I, smoothed J_c), at first
     NaN. P is the smoothed J_c - b, I the sum of K_I (J_c - b), never below 0, D the rise of the
-    smoothed J_c; J_c and b in one unit, the gains in its inverse."""
+    smoothed J_c; J_c and b in one unit, the gains in its inverse. Of m costs at once, (m,)."""
     k_p, k_i, k_d = gains
     integral, before = memory if np.isfinite(memory).all() else (0.0, mean_cost)
-    integral = max(0.0, integral + k_i * (mean_cost - limit))
+    integral = np.maximum(0.0, integral + k_i * (mean_cost - limit))
     now = smoothing * before + (1 - smoothing) * mean_cost
-    multiplier = k_p * (now - limit) + integral + k_d * max(0.0, now - before)
-    return max(0.0, multiplier), np.array([integral, now])
+    multiplier = k_p * (now - limit) + integral + k_d * np.maximum(0.0, now - before)
+    return np.maximum(0.0, multiplier), np.array([integral, now])
 
 # -------------------------------------------------------------- 2. the update from a batch
 def update_policy(config, policy, theta, observations, actions, advantages, exclusion=None):

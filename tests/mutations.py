@@ -393,7 +393,7 @@ UNITS = [
     *only("strpo", "the PID has no memory", '| {"pid": pid}', "", "multiplier_follows"),
     *only("strpo", "the gains are in another order", "config.cost_limit, config.pid)",
         "config.cost_limit, config.pid[::-1])", "multiplier_follows"),
-    *only("strpo", "the integral is below 0", "integral = max(0.0, integral + k_i",
+    *only("strpo", "the integral is below 0", "integral = np.maximum(0.0, integral + k_i",
         "integral = (integral + k_i",
         "tests/test_strpo.py::test_pid_controller_has_units_bounds_and_memory"),
     *only("strpo", "the PID starts from a cost of 0", "else (0.0, mean_cost)", "else (0.0, 0.0)",
