@@ -47,6 +47,8 @@ Differs from the paper in
  4. Conjugate gradients stop after 5 iterations, against noise; the damping is 1e-4, not 0.1.
  5. J_c is the mean cost of the batch's episodes. The release's is a running mean over the last 50,
     averaged over the batch's episodes: smoother, and later. `--cost-window 50`.
+ 6. Costs may have a budget each, `--costs hazards vases_contact --cost-limit 10 5`: (1) and (3) sum
+    over their barriers, and while one recovers, the others keep theirs: barriers_step.
 
 symbol    name in code               shape       unit (p parameters, n steps a batch)
 theta     theta                      (p,)        policy parameters: weights and biases, then log std
@@ -127,32 +129,35 @@ def update_policy(config, policy, theta, observations, actions,
     Cost advantages and margin have the same unit."""
     gradient, old_log_probs = policy_gradient(policy, theta, observations, actions)
     reward_gradient = gradient(reward_advantages / len(actions))
-    cost_gradient = gradient(cost_advantages / len(actions))
+    cost_gradient = for_each(gradient, cost_advantages / len(actions))
     fisher = fisher_product(policy, theta, observations, config.damping)
     solve = functools.partial(conjugate_gradients, fisher, iterations=config.cg_iterations)
     reward_direction, reward_residual = solve(reward_gradient)
-    cost_direction, cost_residual = solve(cost_gradient)
-    step, info = barrier_step(
+    cost_direction, cost_residual = for_each(solve, cost_gradient)
+    take_step = barriers_step if np.ndim(margin) else barrier_step  # one budget: barrier_step
+    step, info = take_step(
         reward_gradient, reward_direction, cost_gradient, cost_direction,
         config.delta, config.beta, margin, config.barrier, recovery)
     info |= {"reward_residual": reward_residual, "cost_residual": cost_residual}
 
     old = distributions(policy, theta, observations)
-    rounding = np.finfo(old.dtype).eps * np.abs(cost_advantages).max()
+    rounding = np.finfo(old.dtype).eps * np.abs(cost_advantages).max(axis=-1)
+    most = np.maximum(rounding, info["cost_change"])  # in recovery: of three costs one may rise
 
     def judge(candidate):
         new = distributions(policy, candidate, observations)
         log_ratios = log_probabilities(policy, new, actions) - old_log_probs
         gains = np.expm1(log_ratios.astype(float))  # pi_new / pi_old - 1
         kl, reward = float(mean_kl(policy, old, new)), float(np.mean(gains * reward_advantages))
-        cost, divergence, failed = float(np.mean(gains * cost_advantages)), kl, ""
-        if not recovery:
-            divergence += config.beta * barrier_divergence(cost, margin, config.barrier)
+        cost, divergence, failed = np.mean(gains * cost_advantages, axis=-1), kl, ""
+        for a, m, recovers in zip(*np.atleast_1d(cost, margin, recovery)):  # as a rule, one budget
+            if not recovers:
+                divergence += config.beta * barrier_divergence(a, m, config.barrier)
         if not divergence <= config.delta:  # "not <=": NaN fails, too
             failed = "divergence"
-        elif recovery and not cost <= rounding:
+        elif np.any(recovery) and not np.all((cost <= most) | np.logical_not(recovery)):
             failed = "cost"
-        elif not recovery and not reward >= 0:
+        elif not np.any(recovery) and not reward >= 0:
             failed = "reward"
         return failed, {"realised_kl": kl, "realised_divergence": divergence,
                         "surrogate_reward": reward, "surrogate_cost": cost}
@@ -172,9 +177,11 @@ def in_our_units(config, policy):
 def windowed_cost(before, costs, window):
     """J_c: the mean, over the episodes of a batch, of the mean cost of the last `window` at the end
     of each; and the last costs, for the next batch. With a window of 1, the batch's mean cost."""
-    costs, first = np.append(before, costs), len(before) + 1
-    means = [costs[max(0, end - window) : end].mean() for end in range(first, len(costs) + 1)]
-    return float(np.mean(means)), costs[-window:]
+    before = np.reshape(before, (*costs.shape[:-1], -1))  # of several budgets, a row for each
+    costs, first = np.append(before, costs, axis=-1), before.shape[-1] + 1
+    ends = range(first, costs.shape[-1] + 1)
+    means = [costs[..., max(0, end - window) : end].mean(axis=-1) for end in ends]
+    return np.mean(means, axis=0), costs[..., -window:]
 
 def train(config, run, state):
     """Collect, estimate, update, save, until total_steps are done."""
@@ -187,25 +194,26 @@ def train(config, run, state):
             started, actor = time.perf_counter(), make_actor(state)
             executor, episodes = collect(
                 executor, config, actor, state["next_episode"], config.batch_steps)
-            collected, metrics = time.perf_counter(), episode_metrics(episodes)
+            collected, metrics = time.perf_counter(), episode_metrics(episodes, config.costs)
 
             batch = make_batch(episodes, actor)  # n steps: observations (n, size), actions (n, k)
             rewards, costs, critics = estimate_advantages(config, batch, state)  # A_r, A_c: (n,)
             # A_c per step -> per episode (the release: discounted)
             unit = 1 / (1 - config.discount) if config.official_units else metrics["EpLen"]
             costs = unit * costs
-            mean_cost, recent = windowed_cost(
-                state["recent_costs"], [each.costs.sum() for each in episodes], config.cost_window)
-            threshold = config.cost_limit * (config.hysteresis if state["recovery"] else 1.0)
-            recovery, margin = bool(mean_cost >= threshold), config.cost_limit - mean_cost
+            totals = by_budget(config, np.array([each.costs.sum(axis=0) for each in episodes]))
+            mean_cost, recent = windowed_cost(state["recent_costs"], totals, config.cost_window)
+            limit = np.array(config.cost_limit)  # b, (); with several budgets it all is (m,)
+            threshold = limit * np.where(state["recovery"], config.hysteresis, 1.0)
+            recovery, margin = mean_cost >= threshold, limit - mean_cost
             theta, info = update_policy(config, actor.policy, state["theta"], batch.observations,
                                         batch.actions, rewards, costs, margin, recovery)
 
-            over = max(0.0, metrics["EpCost"] - config.cost_limit)
-            metrics["EpCostRegret"] = state["regret"] + over
+            over = np.maximum(0.0, totals.mean(axis=-1) - limit)
+            metrics["EpCostRegret"] = state["regret"] + np.sum(over)
             state = advance(state, batch, theta, critics, metrics["EpCostRegret"])
             state |= {"recovery": recovery, "recent_costs": recent}
-            info |= {"mean_cost": mean_cost, "recovery": int(recovery)}
+            info |= {"mean_cost": mean_cost, "recovery": 1 * recovery}
             log(run, config, state, metrics, info, started, collected)
     finally:
         stop(executor)
@@ -353,7 +361,7 @@ class Batch(NamedTuple):
     observations: np.ndarray  # (n, size): inputs without these
     actions: np.ndarray  # (n, k), or (n,) indices
     reward: Vector  # (n,)
-    cost: Vector  # (n,)
+    cost: np.ndarray  # (n,), or (n, names) with --costs
     lengths: np.ndarray  # (episodes,): T
     terminated: np.ndarray  # (episodes,): if not, truncated
 
@@ -432,8 +440,18 @@ def fit_critic(critic, sizes, inputs, targets, rng, slope=np.subtract):
         critic -= rate * mean / (np.sqrt(square) + 1e-8)
     return critic.astype(float)
 
+def by_budget(config, costs):
+    """Costs (n,) or (n, names) of steps or episodes: the sum (n,); with several budgets (m, n)."""
+    if np.ndim(config.cost_limit):
+        return costs.T
+    return costs if costs.ndim == 1 else costs.sum(axis=1)
+
+def budget_names(config):
+    return [f"cost_{name}" for name in config.costs] if np.ndim(config.cost_limit) else ["cost"]
+
 def estimate_advantages(config, batch, state):
-    """Advantages of reward and of cost, (n,) each, and critics fitted to this batch, for the next:
+    """Advantages of reward, (n,), and of cost, (n,) or, with several budgets, (m, n); and critics
+    fitted to this batch, for the next:
     mc    discounted return to go
     time  the same, less the mean of the other episodes at equal time
     gae   generalised advantage estimation with a critic for each, less the batch mean"""
@@ -442,7 +460,8 @@ def estimate_advantages(config, batch, state):
     if config.advantage == "time" and len(batch.lengths) == 1:
         raise Failure(f"a batch of one episode, of {len(batch.cost):,} steps, has no others to "
                       "compare it with: take a larger --batch-steps, or --advantage gae.")
-    for name, signals in (("reward", batch.reward), ("cost", batch.cost)):
+    costs = zip(budget_names(config), np.atleast_2d(by_budget(config, batch.cost)))
+    for name, signals in (("reward", batch.reward), *costs):
         returns = estimate = discounted_sums(signals, batch.lengths, config.discount)
         if config.advantage == "time":
             estimate = less_the_others(returns, batch.lengths)
@@ -454,7 +473,8 @@ def estimate_advantages(config, batch, state):
             critics[f"{name}_critic"] = fit_critic(critic, sizes, batch.observations, targets, rng)
             estimate = estimate - estimate.mean()
         advantages.append(with_signal(estimate, signals, returns, batch.lengths))
-    return *advantages, critics
+    reward, *costs = advantages
+    return reward, np.array(costs) if np.ndim(config.cost_limit) else costs[0], critics
 
 # ------------------------------------------------------------------------ 7. episodes
 @functools.lru_cache
@@ -548,17 +568,30 @@ def to_vector(space, observation):
         raise ValueError(f"an observation has shape {shape}, but its space {space.shape}")
     return np.array(observation, float).ravel()
 
-def env_step(env, output):
+def step_cost(info, names):
+    """A number, info["cost"]; with --costs an array, of info["cost_NAME"], or of a dict's keys."""
+    given, named = info.get("cost"), {key[5:]: info[key] for key in info if key.startswith("cost_")}
+    if isinstance(given, dict):
+        given, named = None, given
+    if given is None and not names:
+        named = ", ".join(named) or "none"
+        raise ValueError("the environment gives no cost, as info['cost'] or a sixth value of step; "
+                         f"for --costs: {named}")
+    if not set(names) <= set(named):
+        named, names = ", ".join(named) or "none", ", ".join(names)
+        raise ValueError(f"the environment gives not all of {names}; for --costs: {named}")
+    costs = [np.asarray(named[name]).item() for name in names]  # one number each
+    return np.array(costs, float) if names else np.asarray(given).item()
+
+def env_step(env, output, costs=()):
     """(observation, reward, cost, terminated, truncated) after the action that is meant."""
     values = env.step(to_action(env.action_space, output))
     observation, reward, terminated, truncated, info = values
-    if "cost" not in info:
-        raise ValueError("the environment gives no cost, as info['cost'] or a sixth value of step")
     observation = to_vector(env.observation_space, observation)
-    reward, cost = np.asarray(reward).item(), np.asarray(info["cost"]).item()  # one number each
-    if not (math.isfinite(reward) and math.isfinite(cost) and np.isfinite(observation).all()):
+    reward, cost = np.asarray(reward).item(), step_cost(info, costs)
+    if not (math.isfinite(reward) and np.isfinite(cost).all() and np.isfinite(observation).all()):
         raise ArithmeticError(f"not finite: {reward=}, {cost=} or {observation=}")
-    if cost < 0:  # would hide another: an episode is safe if its costs sum to 0
+    if np.min(cost) < 0:  # would hide another: an episode is safe if its costs sum to 0
         raise ValueError(f"{cost=} is negative")
     return observation, reward, cost, terminated, truncated
 
@@ -566,7 +599,7 @@ class Episode(NamedTuple):
     observations: np.ndarray  # (T + 1, size), as the environment gave them
     actions: np.ndarray  # (T, k) or (T,) indices: outputs of the policy, see to_action
     rewards: Vector  # (T,)
-    costs: Vector  # (T,)
+    costs: np.ndarray  # (T,), or (T, names) with --costs
     terminated: bool  # if not, the episode was truncated
 
 class Actor(NamedTuple):
@@ -593,7 +626,7 @@ class Actor(NamedTuple):
 
         return act
 
-def run_episode(task, seed, index, actor):
+def run_episode(task, seed, index, actor, costs=()):
     """Episode `index` of the run: the same bits in any process, and after any other episodes."""
     rng, steps = stream(seed, EPISODE, index), []
     try:
@@ -607,7 +640,7 @@ def run_episode(task, seed, index, actor):
             action = act(observations[-1])
             if not np.isfinite(action).all():
                 raise Diverged(f"not finite: {action=}; start anew, with smaller steps")
-            observation, reward, cost, terminated, truncated = env_step(env, action)
+            observation, reward, cost, terminated, truncated = env_step(env, action, costs)
             steps.append((action, reward, cost))
             observations.append(observation)
             if len(steps) % 100_000 == 0:
@@ -651,7 +684,8 @@ def stop(executor):
 def collect(executor, config, actor, first, size, attempt=1):
     """Episodes first, first + 1, ... in this order, to the one that reaches `size` steps; and the
     executor, another one if a worker has died: then all start anew."""
-    run = functools.partial(run_episode, config.task, config.seed, actor=actor)
+    run = functools.partial(
+        run_episode, config.task, config.seed, actor=actor, costs=tuple(config.costs))
     episodes, jobs, planned, steps, length = [], [], first, 0, 1000
     try:
         while steps < size:
@@ -683,12 +717,15 @@ def collect(executor, config, actor, first, size, attempt=1):
     return executor, episodes[: np.searchsorted(ends, size) + 1]
 
 # ----------------------------------------------------------------- 9. what a run leaves
-def episode_metrics(episodes):
-    """Raw means over the epoch's episodes, undiscounted; an episode is safe if its cost is 0."""
+def episode_metrics(episodes, names=()):
+    """Raw means over the epoch's episodes, undiscounted; an episode is safe if its cost, the sum of
+    those that --costs names, is 0."""
     reward, cost = np.array([[each.rewards.sum(), each.costs.sum()] for each in episodes]).T
     length = np.mean([len(episode.costs) for episode in episodes])
+    each_cost = np.mean([episode.costs.sum(axis=0) for episode in episodes], axis=0)
     return {"EpRet": reward.mean(), "EpCost": cost.mean(), "EpLen": length,
-            "SafetyProbability": (cost == 0).mean(), "SafeReward": (reward * (cost == 0)).mean()}
+            "SafetyProbability": (cost == 0).mean(), "SafeReward": (reward * (cost == 0)).mean(),
+            **{f"EpCost_{name}": mean for name, mean in zip(names, np.atleast_1d(each_cost))}}
 
 def initial_state(config):
     """All that a run needs to go on where it stood: the content of checkpoint.npz."""
@@ -702,8 +739,10 @@ def initial_state(config):
     sizes, log_std = (size, *config.hidden, actions), np.full(actions, math.log(config.initial_std))
     state = {"sizes": np.array(sizes), "discrete": discrete}
     state["theta"] = initial_parameters(sizes, [] if discrete else log_std, rng)
-    for name, outputs in CRITIC_OUTPUTS.items():  # a critic says 0 until it has learned
-        state[f"{name}_critic"] = initial_parameters((*sizes[:-1], outputs), [], rng, last=0.0)
+    for kind, outputs in CRITIC_OUTPUTS.items():  # a critic says 0 until it has learned
+        for name in budget_names(config) if kind == "cost" else [kind]:
+            critic = initial_parameters((*sizes[:-1], outputs), [], rng, last=0.0)
+            state[f"{name}_critic"] = critic
     state["moments"] = np.zeros((3, size))  # of observations: count, mean, squared deviations
     state |= {"epoch": 0, "steps": 0, "next_episode": 0, "regret": 0.0, **MEMORY}
     return state | {"progress": b""}  # progress.csv, in here so that it is of the same epoch
@@ -738,7 +777,7 @@ def advance(state, batch, theta, critics, regret):
               "steps": state["steps"] + len(batch.cost),
               "next_episode": state["next_episode"] + len(batch.lengths)}
     after = make_actor(state)
-    for name in ("theta", *(f"{name}_critic" for name in CRITIC_OUTPUTS)):
+    for name in [name for name in state if name == "theta" or name.endswith("_critic")]:
         state[name] = state[name].copy()
         W, b = unflatten(state[name], after.policy.sizes[:2])[0][0]  # views
         b += (after.mean - before.mean) / before.std @ W
@@ -787,7 +826,11 @@ def log(run, config, state, metrics, info, started, collected):
     row = {"Train/Epoch": state["epoch"], "Train/TotalSteps": state["steps"]}
     row |= {f"Metrics/{name}": value for name, value in metrics.items()}
     row |= {"Train/KL": info.pop("realised_kl"), "Misc/AcceptanceStep": info.pop("trials")}
-    row |= {f"Misc/{name}": value for name, value in info.items()}
+    for name, value in info.items():
+        if np.ndim(value):  # of each budget
+            row |= {f"Misc/{name}_{cost}": each for cost, each in zip(config.costs, value)}
+        else:
+            row[f"Misc/{name}"] = value
     rollout, update = collected - started, time.perf_counter() - collected
     row |= {"Time/Total": rollout + update, "Time/Rollout": rollout, "Time/Update": update}
     save(run, config, state, row)
@@ -844,8 +887,10 @@ def report(run, state):
         axis.plot([int(row["Train/TotalSteps"]) for row in rows], values)
         axis.set(title=name, xlabel="environment steps")
         text += f" {name} {np.mean(values[-max(1, len(rows) // 10):]):.3g}"
-    if all(row.get("Misc/recovery") == "1" for row in rows):
-        text = f"All epochs were recovery: the cost never came below its budget.\n{text}"
+    for name in [name for name in rows[0] if name.startswith("Misc/recovery")]:
+        if all(row[name] == "1" for row in rows):
+            cost = name.removeprefix("Misc/recovery").removeprefix("_") or "the cost"
+            text = f"All epochs were recovery: {cost} never came below its budget.\n{text}"
     figure.savefig(run / "curves.png")
     text += f"\npolicy  {run}/checkpoint.npz\ncurves  {run}/curves.png"
     return f"{text}\nnumbers {run}/progress.csv"
@@ -871,6 +916,10 @@ class Checked:
             if rule and not all(allowed(each, rule) for each in values):
                 name = field.name.replace("_", "-")
                 raise Failure(f"--{name} is {value!r} but must be in {rule}.")
+        budgets, names = np.size(self.cost_limit), len(self.costs)
+        if np.ndim(self.cost_limit) and budgets != names or len(set(self.costs)) < names:
+            raise Failure(f"--cost-limit has {budgets} values, and --costs {names} names: give one "
+                          "for each of them, which differ, or one for their sum.")
         if not re.fullmatch(r"\w[\w.-]*", self.experiment):
             raise Failure(f"--experiment is {self.experiment!r} but must be a folder's mere name.")
         if self.batch_steps > self.total_steps:
@@ -915,6 +964,13 @@ def barriers_step(reward_gradient, reward_direction, cost_gradients, cost_direct
                   "reward_change": float(reward_gradient @ step),
                   "cost_change": gradients[1:] @ step}
 
+def for_each(function, rows):
+    """function(rows); with a row for each of several budgets, what it gives of each, stacked."""
+    if rows.ndim == 1:
+        return function(rows)
+    found = [function(row) for row in rows]
+    return tuple(map(np.array, zip(*found))) if isinstance(found[0], tuple) else np.array(found)
+
 ALGORITHM = "ctrpo"
 CRITIC_OUTPUTS = {"reward": 1, "cost": 1}
 MEMORY = {"recovery": True, "recent_costs": np.zeros(0)}  # what the loop carries besides
@@ -936,6 +992,7 @@ class Config(Checked):
     delta: float = option(0.01, "radius of the trust region [nats, of D]", "(0, inf)")
     beta: float = option(0.1, "weight of the barrier [nats; xlogx: nats per cost]", "(0, inf)")
     barrier: str = option("log", "phi: -log x, or x log x", "{log, xlogx}")
+    costs: tuple = option((), "names NAME of info['cost_NAME'], or of keys of info['cost']")
     cost_limit: float = option(25.0, "b [undiscounted cost per episode]", "[0, inf)")
     hysteresis: float = option(0.8, "h: recovery ends when J_c < h b", "(0, 1]")
     advantage: str = option("gae", "see estimate_advantages", "{mc, time, gae}")
@@ -960,7 +1017,9 @@ def make_parser():
             group = parser.add_argument_group(GROUPS[field.name])
         kind = {"type": field.type}
         if field.type is tuple:
-            kind = {"type": type(field.default[0]), "nargs": "+"}
+            kind = {"type": type(field.default[0]) if field.default else str, "nargs": "+"}
+        if field.name == "cost_limit":
+            kind["nargs"] = "+"
         text = "{text} {rule} (default %s)".format_map(field.metadata) % (field.default,)
         name = "--" + field.name.replace("_", "-")
         group.add_argument(name, default=argparse.SUPPRESS, metavar="x", help=text, **kind)
@@ -982,6 +1041,8 @@ def open_run(argv):
     parser = make_parser()
     options = vars(parser.parse_args(argv))
     run = options.pop("resume")
+    if len(options.get("cost_limit", [])) == 1:
+        options["cost_limit"] = options["cost_limit"][0]
     if run:
         if set(options) - {"total_steps", "workers", "scheduler"}:
             parser.error("a resumed run takes only --total-steps, --workers and --scheduler")
