@@ -513,4 +513,32 @@ UPDATE = [
         "elif np.any(recovery) and not np.all(", "elif False and (", "line_search_of_ctrpo"),
 ]
 
-MISTAKES = [*EPISODES, *NORMALISATION, *START, *ADVANTAGES, *UNITS, *LOG, *UPDATE]
+FILE = "tests/test_several.py::"
+SEVERAL = [
+    *only("ctrpo", "of several budgets the first alone has a barrier",
+        "in zip(*np.atleast_1d(cost, margin, recovery)):",
+        "in list(zip(*np.atleast_1d(cost, margin, recovery)))[:1]:",
+        FILE + "test_line_search_of_several_budgets_judges_their_sum"),
+    *only("ctrpo", "a cost that recovers keeps its barrier", "kept = 1 + np.flatnonzero(~recovery &",
+        "kept = 1 + np.flatnonzero(True &",
+        "tests/test_budgets.py::test_step_with_one_of_several_budgets_is_the_step_with_one"),
+    *only("ctrpo", "barriers do not see each other", "system = cosines[np.ix_(kept, kept)] + ",
+        "system = np.eye(len(kept)) + ", "tests/test_budgets.py::test_step_with_several_budgets_is_the_"
+        "natural_step_of_the_dense_hessian"),
+    *only("ctrpo", "costs in recovery have units", "goal = np.append(0.0, -1.0 * recovery)",
+        "goal = np.append(0.0, -best[1:] * recovery)",
+        "tests/test_budgets.py::test_two_violated_costs_both_fall_and_of_three_one_may_rise"),
+    *shared("one budget is for the first of the costs", "costs.sum(axis=1)", "costs[:, 0]",
+        FILE + "test_one_budget_for_named_costs_is_one_for_their_sum"),
+    *shared("costs come in the order of the environment", "for name in names]  # one number each",
+        "for name in named if name in names]",
+        FILE + "test_costs_are_named_in_info_or_in_a_dictionary"),
+    *only("strpo", "the penalty is of the first cost alone", "penalty = np.dot(multiplier, advantages)",
+        "penalty = np.dot(multiplier[:1], advantages[:1]) if advantages.ndim > 1 else np.dot(multiplier, "
+        "advantages)", FILE + "test_strpo_subtracts_the_penalties_of_all_costs"),
+    *only("ctrpo", "what is below one budget pays for another", "+ np.sum(over)",
+        "+ max(0, np.sum(totals.mean(axis=-1) - limit))",
+        FILE + "test_runs_with_several_budgets_resume_in_the_same_bits_with_any_workers"),
+]
+
+MISTAKES = [*EPISODES, *NORMALISATION, *START, *ADVANTAGES, *UNITS, *LOG, *UPDATE, *SEVERAL]

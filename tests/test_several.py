@@ -16,9 +16,11 @@ from ctrpo import barrier_divergence
 from conftest import ROOT
 from problems import network
 
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "studies")]
 import evaluate
 import report
+import sweep
+import two_budgets
 
 TWO = "--costs left right"
 TINY = ("--task tabular_cmdp:Corridor-v0 --discount 0.9 --hidden 6 --batch-steps 400 --total-steps 1600 "
@@ -243,3 +245,35 @@ def test_tools_judge_the_sum_and_each_named_cost(tmp_path, monkeypatch):
         assert means["cost_left"] + means["cost_right"] == pytest.approx(means["cost"])
     assert judged["sampled"]["cost_right"][0] > 0
     assert report.read(path, "two").limit == 6
+
+
+def test_a_sweep_takes_lists_of_costs_and_of_budgets():
+    """As commas on the command line, and as lists of lists in studies/two_budgets.toml."""
+    options = {"task": "tabular_cmdp:Corridor-v0", "costs": "left,right", "cost_limit": "2,4"}
+    made = sweep.make_run("ctrpo", "two", options)
+    assert made.config["costs"] == ["left", "right"] and made.config["cost_limit"] == [2, 4]
+    words = " ".join(made.options)
+    assert "--costs left right" in words and "--cost-limit 2 4" in words and "left-right" in made.folder
+    assert sweep.make_run("ctrpo", "two", {**options, "cost_limit": "6"}).config["cost_limit"] == 6
+    grids = sweep.read_grids(ROOT / "studies" / "two_budgets.toml")
+    runs = [run for grid in grids for run in sweep.expand(grid)]
+    assert len(runs) == 6 and [run.config["cost_limit"] for run in runs[::3]] == [[25, 10], 35]
+
+
+def test_the_figure_of_two_budgets_tells_which_one_binds(tmp_path, monkeypatch, capsys):
+    """The corridor: a tight budget for the left lane and one out of reach; the table has the means of the
+    last epoch and the shares of the log. Runs that are not such end in a sentence."""
+    for name, limit in (("two", "1 1000"), ("sum", "1001")):
+        options = f"{TINY.replace('1600', '4800')} {TWO} --cost-limit {limit}"
+        run(ctrpo, tmp_path / name, options, monkeypatch)
+    folders = [next((tmp_path / name).glob("runs/*/*/ctrpo")) for name in ("two", "sum")]
+    two_budgets.main([*map(str, folders), "--figure", str(tmp_path / "figure.png")])
+    head, _, two, of_sum = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[-4:]]
+    rows = list(csv.DictReader((folders[0] / "seed-0" / "progress.csv").open()))
+    left = np.array([float(row["Metrics/EpCost_left"]) for row in rows])
+    assert head[3:5] == ["left", "right"] and two[0] == "| budgets 1 and 1000"
+    assert of_sum[0] == "| 1001 for the sum"
+    assert 10 <= len(left) < 20 and two[3] == f"{left[-1]:.3g}" and two[5] == f"{np.mean(left >= 1):.0%}"
+    assert two[6] == "0% |" and (tmp_path / "figure.png").stat().st_size > 10_000
+    with pytest.raises(SystemExit, match="first folder"):
+        two_budgets.main([*map(str, folders[::-1]), "--figure", str(tmp_path / "figure.png")])

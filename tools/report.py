@@ -167,8 +167,9 @@ def angle(change: np.ndarray, best: np.ndarray, kl: np.ndarray, delta: float) ->
 
 
 def angles_of(folder: Path, rows: list[dict], config: dict) -> dict:
-    """Angles of all steps with the best reward and the best cost step, of a run that logs none."""
-    if not rows or "Misc/best_reward" not in rows[0] or "Misc/reward_angle" in rows[0]:
+    """Angles of all steps with the best reward and the best cost step, of a run that logs none and has one
+    budget."""
+    if not rows or "Misc/best_cost" not in rows[0] or "Misc/reward_angle" in rows[0]:
         return {}
     delta = config["delta"]
     if config.get("official_units"):  # the release's delta is for the mean over action dimensions
