@@ -47,6 +47,8 @@ Differs from the paper in
  4. Conjugate gradients stop after 5 iterations, against noise; the damping is 1e-4, not 0.1.
  5. J_c is the mean cost of the batch's episodes. The release's is a running mean over the last 50,
     averaged over the batch's episodes: smoother, and later. `--cost-window 50`.
+ 6. Costs may have a budget each, `--costs hazards vases_contact --cost-limit 10 5`: (1) and (3) sum
+    over their barriers, and while one recovers, the others keep theirs: barriers_step.
 
 symbol    name in code               shape       unit (p parameters, n steps a batch)
 theta     theta                      (p,)        policy parameters: weights and biases, then log std
@@ -127,34 +129,37 @@ def update_policy(config, policy, theta, observations, actions,
     Cost advantages and margin have the same unit."""
     gradient, old_log_probs = policy_gradient(policy, theta, observations, actions)
     reward_gradient = gradient(reward_advantages / len(actions))
-    cost_gradient = gradient(cost_advantages / len(actions))
+    cost_gradient = for_each(gradient, cost_advantages / len(actions))
     fisher = fisher_product(policy, theta, observations, config.damping)
     solve = functools.partial(conjugate_gradients, fisher, iterations=config.cg_iterations)
     reward_direction, reward_residual = solve(reward_gradient)
-    cost_direction, cost_residual = solve(cost_gradient)
-    step, info = barrier_step(
+    cost_direction, cost_residual = for_each(solve, cost_gradient)
+    take_step = barriers_step if np.ndim(margin) else barrier_step  # one budget: barrier_step
+    step, info = take_step(
         reward_gradient, reward_direction, cost_gradient, cost_direction,
         config.delta, config.beta, margin, config.barrier, recovery)
     info |= {"reward_residual": reward_residual, "cost_residual": cost_residual}
-    info["kept"] = share_kept(config, policy, theta, observations, gradient,
-                              cost_gradient, cost_advantages, lengths)
+    kept = functools.partial(share_kept, config, policy, theta, observations, gradient, lengths)
+    info["kept"] = for_each(kept, cost_advantages)
 
     old = distributions(policy, theta, observations)
-    rounding = np.finfo(old.dtype).eps * np.abs(cost_advantages).max()
+    rounding = np.finfo(old.dtype).eps * np.abs(cost_advantages).max(axis=-1)
+    most = np.maximum(rounding, info["cost_change"])  # in recovery: of three costs one may rise
 
     def judge(candidate):
         new = distributions(policy, candidate, observations)
         log_ratios = log_probabilities(policy, new, actions) - old_log_probs
         gains = np.expm1(log_ratios.astype(float))  # pi_new / pi_old - 1
         kl, reward = float(mean_kl(policy, old, new)), float(np.mean(gains * reward_advantages))
-        cost, divergence, failed = float(np.mean(gains * cost_advantages)), kl, ""
-        if not recovery:
-            divergence += config.beta * barrier_divergence(cost, margin, config.barrier)
+        cost, divergence, failed = np.mean(gains * cost_advantages, axis=-1), kl, ""
+        for a, m, recovers in zip(*np.atleast_1d(cost, margin, recovery)):  # as a rule, one budget
+            if not recovers:
+                divergence += config.beta * barrier_divergence(a, m, config.barrier)
         if not divergence <= config.delta:  # "not <=": NaN fails, too
             failed = "divergence"
-        elif recovery and not cost <= rounding:
+        elif np.any(recovery) and not np.all((cost <= most) | np.logical_not(recovery)):
             failed = "cost"
-        elif not recovery and not reward >= 0:
+        elif not np.any(recovery) and not reward >= 0:
             failed = "reward"
         return failed, {"realised_kl": kl, "realised_divergence": divergence,
                         "surrogate_reward": reward, "surrogate_cost": cost}
@@ -174,9 +179,11 @@ def in_our_units(config, policy):
 def windowed_cost(before, costs, window):
     """J_c: the mean, over the episodes of a batch, of the mean cost of the last `window` at the end
     of each; and the last costs, for the next batch. With a window of 1, the batch's mean cost."""
-    costs, first = np.append(before, costs), len(before) + 1
-    means = [costs[max(0, end - window) : end].mean() for end in range(first, len(costs) + 1)]
-    return float(np.mean(means)), costs[-window:]
+    before = np.reshape(before, (*costs.shape[:-1], -1))  # of several budgets, a row for each
+    costs, first = np.append(before, costs, axis=-1), before.shape[-1] + 1
+    ends = range(first, costs.shape[-1] + 1)
+    means = [costs[..., max(0, end - window) : end].mean(axis=-1) for end in ends]
+    return np.mean(means, axis=0), costs[..., -window:]
 
 def train(config, run, state):
     """Collect, estimate, update, save, until total_steps are done."""
@@ -189,26 +196,27 @@ def train(config, run, state):
             started, actor = time.perf_counter(), make_actor(state)
             executor, episodes = collect(
                 executor, config, actor, state["next_episode"], config.batch_steps)
-            collected, metrics = time.perf_counter(), episode_metrics(episodes)
+            collected, metrics = time.perf_counter(), episode_metrics(episodes, config.costs)
 
             batch = make_batch(episodes, actor)  # n steps: observations (n, size), actions (n, k)
             rewards, costs, fits = estimate_advantages(config, batch, state)  # A_r, A_c: (n,)
             critics = in_workers(executor, fits)  # while the policy is updated here
             unit = 1 / (1 - config.discount) if config.official_units else metrics["EpLen"]
             costs = unit * costs  # per step -> per episode (the release: discounted)
-            mean_cost, recent = windowed_cost(
-                state["recent_costs"], [each.costs.sum() for each in episodes], config.cost_window)
-            threshold = config.cost_limit * (config.hysteresis if state["recovery"] else 1.0)
-            recovery, margin = bool(mean_cost >= threshold), config.cost_limit - mean_cost
+            totals = by_budget(config, np.array([each.costs.sum(axis=0) for each in episodes]))
+            mean_cost, recent = windowed_cost(state["recent_costs"], totals, config.cost_window)
+            limit = np.array(config.cost_limit)  # b, (); with several budgets it all is (m,)
+            threshold = limit * np.where(state["recovery"], config.hysteresis, 1.0)
+            recovery, margin = mean_cost >= threshold, limit - mean_cost
             theta, info = update_policy(config, actor.policy, state["theta"], batch.observations,
                                         batch.actions, rewards, costs, margin, recovery,
                                         batch.lengths)
 
-            over = max(0.0, metrics["EpCost"] - config.cost_limit)
-            metrics["EpCostRegret"] = state["regret"] + over
+            over = np.maximum(0.0, totals.mean(axis=-1) - limit)
+            metrics["EpCostRegret"] = state["regret"] + np.sum(over)
             state = advance(state, batch, theta, critics(), metrics["EpCostRegret"])
             state |= {"recovery": recovery, "recent_costs": recent}
-            info |= {"mean_cost": mean_cost, "recovery": int(recovery)}
+            info |= {"mean_cost": mean_cost, "recovery": 1 * recovery}
             log(run, config, state, metrics, info, started, collected)
     finally:
         stop(executor)
@@ -390,16 +398,15 @@ def fisher_product(policy, theta, observations, damping):
 
     return product
 
-def share_kept(config, policy, theta, observations, gradient, whole, weights, lengths):
+def share_kept(config, policy, theta, observations, gradient, lengths, weights):
     """What fresh episodes will confirm of the promise g.step, 1 / (1 + n* / n), estimated from the
     same batch: 2 c / (1 + c), with c the cosine in the F^-1 metric of the gradients of two halves
-    of its episodes. `whole` is their gradient, F is of some 300 states. One estimate is rough: take
-    the median of twenty. NaN for less than two episodes, or where a half has no gradient."""
+    of its episodes; F is of some 300 states. One estimate is rough: take the median of twenty. NaN
+    for less than two episodes, or where a half has no gradient."""
     if len(lengths) < 2:
         return math.nan
     first = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
-    part = gradient(np.where(first, weights, 0.0) / len(weights))
-    parts = part, whole - part
+    parts = gradient(np.where(first, weights, 0.0)), gradient(np.where(first, 0.0, weights))
     fisher = fisher_product(policy, theta, observations[:: len(first) // 300 + 1], config.damping)
     x, y = (conjugate_gradients(fisher, g, config.cg_iterations)[0] for g in parts)
     squares = (parts[0] @ x) * (parts[1] @ y)
@@ -417,7 +424,7 @@ class Batch(NamedTuple):
     observations: np.ndarray  # (n, size): inputs without these
     actions: np.ndarray  # (n, k), or (n,) indices
     reward: Vector  # (n,)
-    cost: Vector  # (n,)
+    cost: np.ndarray  # (n,), or (n, names) with --costs
     lengths: np.ndarray  # (episodes,): T
     terminated: np.ndarray  # (episodes,): if not, truncated
 
@@ -496,9 +503,18 @@ def fit_to(batch, critic, sizes, targets, rng, slope=np.subtract):
     orders = [rng.permutation(len(targets)) for _ in range(10)]
     return functools.partial(fit_critic, critic, sizes, batch.observations, targets, orders, slope)
 
+def by_budget(config, costs):
+    """Costs (n,) or (n, names) of steps or episodes: the sum (n,); with several budgets (m, n)."""
+    if np.ndim(config.cost_limit):
+        return costs.T
+    return costs if costs.ndim == 1 else costs.sum(axis=1)
+
+def budget_names(config):
+    return [f"cost_{name}" for name in config.costs] if np.ndim(config.cost_limit) else ["cost"]
+
 def estimate_advantages(config, batch, state):
-    """Advantages of reward and of cost, (n,) each; and functions that fit critics to this batch,
-    for the next:
+    """Advantages of reward, (n,), and of cost, (n,) or, with several budgets, (m, n); and functions
+    that fit critics to this batch, for the next:
     mc    discounted return to go
     time  the same, less the mean of the other episodes at equal time
     gae   generalised advantage estimation with a critic for each, less the batch mean"""
@@ -507,7 +523,8 @@ def estimate_advantages(config, batch, state):
     if config.advantage == "time" and len(batch.lengths) == 1:
         raise Failure(f"a batch of one episode, of {len(batch.cost):,} steps, has no others to "
                       "compare it with: take a larger --batch-steps, or --advantage gae.")
-    for name, signals in (("reward", batch.reward), ("cost", batch.cost)):
+    costs = zip(budget_names(config), np.atleast_2d(by_budget(config, batch.cost)))
+    for name, signals in (("reward", batch.reward), *costs):
         returns = estimate = discounted_sums(signals, batch.lengths, config.discount)
         if config.advantage == "time":
             estimate = less_the_others(returns, batch.lengths)
@@ -519,7 +536,8 @@ def estimate_advantages(config, batch, state):
             fits[f"{name}_critic"] = fit_to(batch, critic, sizes, targets, rng)
             estimate = estimate - estimate.mean()
         advantages.append(with_signal(estimate, signals, returns, batch.lengths))
-    return *advantages, fits
+    reward, *costs = advantages
+    return reward, np.array(costs) if np.ndim(config.cost_limit) else costs[0], fits
 
 # ------------------------------------------------------------------------ 7. episodes
 @functools.lru_cache
@@ -613,17 +631,30 @@ def to_vector(space, observation):
         raise ValueError(f"an observation has shape {shape}, but its space {space.shape}")
     return np.array(observation, float).ravel()
 
-def env_step(env, output):
+def step_cost(info, names):
+    """A number, info["cost"]; with --costs an array, of info["cost_NAME"], or of a dict's keys."""
+    given, named = info.get("cost"), {key[5:]: info[key] for key in info if key.startswith("cost_")}
+    if isinstance(given, dict):
+        given, named = None, given
+    if given is None and not names:
+        named = ", ".join(named) or "none"
+        raise ValueError("the environment gives no cost, as info['cost'] or a sixth value of step; "
+                         f"for --costs: {named}")
+    if not set(names) <= set(named):
+        named, names = ", ".join(named) or "none", ", ".join(names)
+        raise ValueError(f"the environment gives not all of {names}; for --costs: {named}")
+    costs = [np.asarray(named[name]).item() for name in names]  # one number each
+    return np.array(costs, float) if names else np.asarray(given).item()
+
+def env_step(env, output, costs=()):
     """(observation, reward, cost, terminated, truncated) after the action that is meant."""
     values = env.step(to_action(env.action_space, output))
     observation, reward, terminated, truncated, info = values
-    if "cost" not in info:
-        raise ValueError("the environment gives no cost, as info['cost'] or a sixth value of step")
     observation = to_vector(env.observation_space, observation)
-    reward, cost = np.asarray(reward).item(), np.asarray(info["cost"]).item()  # one number each
-    if not (math.isfinite(reward) and math.isfinite(cost) and np.isfinite(observation).all()):
+    reward, cost = np.asarray(reward).item(), step_cost(info, costs)
+    if not (math.isfinite(reward) and np.isfinite(cost).all() and np.isfinite(observation).all()):
         raise ArithmeticError(f"not finite: {reward=}, {cost=} or {observation=}")
-    if cost < 0:  # would hide another: an episode is safe if its costs sum to 0
+    if np.min(cost) < 0:  # would hide another: an episode is safe if its costs sum to 0
         raise ValueError(f"{cost=} is negative")
     return observation, reward, cost, terminated, truncated
 
@@ -631,7 +662,7 @@ class Episode(NamedTuple):
     observations: np.ndarray  # (T + 1, size), as the environment gave them
     actions: np.ndarray  # (T, k) or (T,) indices: outputs of the policy, see to_action
     rewards: Vector  # (T,)
-    costs: Vector  # (T,)
+    costs: np.ndarray  # (T,), or (T, names) with --costs
     terminated: bool  # if not, the episode was truncated
 
 class Actor(NamedTuple):
@@ -658,7 +689,7 @@ class Actor(NamedTuple):
 
         return act
 
-def run_episode(task, seed, index, actor):
+def run_episode(task, seed, index, actor, costs=()):
     """Episode `index` of the run: the same bits in any process, and after any other episodes."""
     rng, steps = stream(seed, EPISODE, index), []
     try:
@@ -672,7 +703,7 @@ def run_episode(task, seed, index, actor):
             action = act(observations[-1])
             if not np.isfinite(action).all():
                 raise Diverged(f"not finite: {action=}; start anew, with smaller steps")
-            observation, reward, cost, terminated, truncated = env_step(env, action)
+            observation, reward, cost, terminated, truncated = env_step(env, action, costs)
             steps.append((action, reward, cost))
             observations.append(observation)
             if len(steps) % 100_000 == 0:
@@ -725,7 +756,8 @@ def result_of(job, name):
 def collect(executor, config, actor, first, size, attempt=1):
     """Episodes first, first + 1, ... in this order, to the one that reaches `size` steps; and the
     executor, another one if a worker has died: then all start anew."""
-    run = functools.partial(run_episode, config.task, config.seed, actor=actor)
+    run = functools.partial(
+        run_episode, config.task, config.seed, actor=actor, costs=tuple(config.costs))
     episodes, jobs, planned, steps, length = [], [], first, 0, 1000
     try:
         while steps < size:
@@ -773,12 +805,15 @@ def in_workers(executor, functions):
     return lambda: {name: result(name) for name in functions}
 
 # ----------------------------------------------------------------- 9. what a run leaves
-def episode_metrics(episodes):
-    """Raw means over the epoch's episodes, undiscounted; an episode is safe if its cost is 0."""
+def episode_metrics(episodes, names=()):
+    """Raw means over the epoch's episodes, undiscounted; an episode is safe if its cost, the sum of
+    those that --costs names, is 0."""
     reward, cost = np.array([[each.rewards.sum(), each.costs.sum()] for each in episodes]).T
     length = np.mean([len(episode.costs) for episode in episodes])
+    each_cost = np.mean([episode.costs.sum(axis=0) for episode in episodes], axis=0)
     return {"EpRet": reward.mean(), "EpCost": cost.mean(), "EpLen": length,
-            "SafetyProbability": (cost == 0).mean(), "SafeReward": (reward * (cost == 0)).mean()}
+            "SafetyProbability": (cost == 0).mean(), "SafeReward": (reward * (cost == 0)).mean(),
+            **{f"EpCost_{name}": mean for name, mean in zip(names, np.atleast_1d(each_cost))}}
 
 def initial_state(config):
     """All that a run needs to go on where it stood: the content of checkpoint.npz."""
@@ -792,8 +827,10 @@ def initial_state(config):
     sizes, log_std = (size, *config.hidden, actions), np.full(actions, math.log(config.initial_std))
     state = {"sizes": np.array(sizes), "discrete": discrete}
     state["theta"] = initial_parameters(sizes, [] if discrete else log_std, rng)
-    for name, outputs in CRITIC_OUTPUTS.items():  # a critic says 0 until it has learned
-        state[f"{name}_critic"] = initial_parameters((*sizes[:-1], outputs), [], rng, last=0.0)
+    for kind, outputs in CRITIC_OUTPUTS.items():  # a critic says 0 until it has learned
+        for name in budget_names(config) if kind == "cost" else [kind]:
+            critic = initial_parameters((*sizes[:-1], outputs), [], rng, last=0.0)
+            state[f"{name}_critic"] = critic
     state["moments"] = np.zeros((3, size))  # of observations: count, mean, squared deviations
     state |= {"epoch": 0, "steps": 0, "next_episode": 0, "regret": 0.0, **MEMORY}
     return state | {"progress": b""}  # progress.csv, in here so that it is of the same epoch
@@ -828,7 +865,7 @@ def advance(state, batch, theta, critics, regret):
               "steps": state["steps"] + len(batch.cost),
               "next_episode": state["next_episode"] + len(batch.lengths)}
     after = make_actor(state)
-    for name in ("theta", *(f"{name}_critic" for name in CRITIC_OUTPUTS)):
+    for name in [name for name in state if name == "theta" or name.endswith("_critic")]:
         state[name] = state[name].copy()
         W, b = unflatten(state[name], after.policy.sizes[:2])[0][0]  # views
         b += (after.mean - before.mean) / before.std @ W
@@ -877,7 +914,11 @@ def log(run, config, state, metrics, info, started, collected):
     row = {"Train/Epoch": state["epoch"], "Train/TotalSteps": state["steps"]}
     row |= {f"Metrics/{name}": value for name, value in metrics.items()}
     row |= {"Train/KL": info.pop("realised_kl"), "Misc/AcceptanceStep": info.pop("trials")}
-    row |= {f"Misc/{name}": value for name, value in info.items()}
+    for name, value in info.items():
+        if np.ndim(value):  # of each budget
+            row |= {f"Misc/{name}_{cost}": each for cost, each in zip(config.costs, value)}
+        else:
+            row[f"Misc/{name}"] = value
     rollout, update = collected - started, time.perf_counter() - collected
     row |= {"Time/Total": rollout + update, "Time/Rollout": rollout, "Time/Update": update}
     save(run, config, state, row)
@@ -935,8 +976,10 @@ def report(run, state):
         axis.set(title=name, xlabel="environment steps")
         if name != "kept":  # that of one epoch is rough
             text += f" {name} {np.mean(values[-max(1, len(rows) // 10):]):.3g}"
-    if all(row.get("Misc/recovery") == "1" for row in rows):
-        text = f"All epochs were recovery: the cost never came below its budget.\n{text}"
+    for name in [name for name in rows[0] if name.startswith("Misc/recovery")]:
+        if all(row[name] == "1" for row in rows):
+            cost = name.removeprefix("Misc/recovery").removeprefix("_") or "the cost"
+            text = f"All epochs were recovery: {cost} never came below its budget.\n{text}"
     figure.savefig(run / "curves.png")
     text += f"\npolicy  {run}/checkpoint.npz\ncurves  {run}/curves.png"
     return f"{text}\nnumbers {run}/progress.csv"
@@ -962,6 +1005,10 @@ class Checked:
             if rule and not all(allowed(each, rule) for each in values):
                 name = field.name.replace("_", "-")
                 raise Failure(f"--{name} is {value!r} but must be in {rule}.")
+        budgets, names = np.size(self.cost_limit), len(self.costs)
+        if np.ndim(self.cost_limit) and budgets != names or len(set(self.costs)) < names:
+            raise Failure(f"--cost-limit has {budgets} values, and --costs {names} names: give one "
+                          "for each of them, which differ, or one for their sum.")
         if not re.fullmatch(r"\w[\w.-]*", self.experiment):
             raise Failure(f"--experiment is {self.experiment!r} but must be a folder's mere name.")
         if self.batch_steps > self.total_steps:
@@ -970,6 +1017,48 @@ class Checked:
         if self.scheduler and "://" not in self.scheduler:
             raise Failure(f"--scheduler is {self.scheduler!r} but must be as tcp://host:8786.")
 # --- end shared ---
+
+# -------------------------------------------- 1b. the step, where several costs have a budget each
+def barriers_step(reward_gradient, reward_direction, cost_gradients, cost_directions,
+                  delta, beta, margins, barrier, recovery):
+    """(4) for m costs, gradients (m, p), margins and recovery (m,), with a barrier for each that
+    is not in recovery: H = F + sum_i w_i g_i g_i^T. By Woodbury's identity
+
+        y = x - sum_i c_i x_i   with   sum_j (g_i.x_j + [i = j] / w_i) c_j = g_i.x
+
+    where, if no cost is in recovery, x = x_r and step = sqrt(2 delta / g_r.y) y. Else the goal is
+    the sum of the g_i in recovery, each over sqrt(g_i.x_i), which frees it of units, and the step
+    goes down: two such costs both fall, to first order, but of three one may rise. Gradients may
+    be dependent, or 0. Returns the step and what it promises; costs' figures are (m,)."""
+    gradients = np.array([reward_gradient, *cost_gradients])
+    directions = np.array([reward_direction, *cost_directions])
+    pairs = [steepest_step(g, x, delta) for g, x in zip(gradients, directions)]
+    best_steps, per_best = np.array([pair[0] for pair in pairs]), np.array([p[1] for p in pairs])
+    cosines = per_best @ best_steps.T
+    best = np.sum(gradients * best_steps, axis=1)
+    power = 2 if barrier == "log" else 1  # w s, with s = best^2 / (2 delta), phi'' = 1 / m^power
+    stiffness = beta / (2 * delta) * best[1:] ** 2 / np.where(recovery, 1.0, margins) ** power
+    goal = np.append(1.0, np.zeros(len(margins)))  # weights of the best steps
+    if np.any(recovery):
+        goal = np.append(0.0, -1.0 * recovery)
+    kept = 1 + np.flatnonzero(~recovery & (stiffness > 0))
+    system = cosines[np.ix_(kept, kept)] + np.diag(1 / stiffness[kept - 1])
+    weights = goal.copy()
+    weights[kept] -= np.linalg.lstsq(system, cosines[kept] @ goal, rcond=None)[0]
+    length2 = float(goal @ cosines @ weights)  # in H, over 2 delta
+    weights *= 1 / math.sqrt(length2) if length2 > 1e-12 else 0.0
+    step = weights @ best_steps
+    return step, {"rho": cosines[0, 1:], "kl": float(delta * weights @ cosines @ weights),
+                  "best_reward": best[0], "best_cost": best[1:],
+                  "reward_change": float(reward_gradient @ step),
+                  "cost_change": gradients[1:] @ step}
+
+def for_each(function, rows):
+    """function(rows); with a row for each of several budgets, what it gives of each, stacked."""
+    if rows.ndim == 1:
+        return function(rows)
+    found = [function(row) for row in rows]
+    return tuple(map(np.array, zip(*found))) if isinstance(found[0], tuple) else np.array(found)
 
 ALGORITHM = "ctrpo"
 CRITIC_OUTPUTS = {"reward": 1, "cost": 1}
@@ -992,6 +1081,7 @@ class Config(Checked):
     delta: float = option(0.01, "radius of the trust region [nats, of D]", "(0, inf)")
     beta: float = option(0.1, "weight of the barrier [nats; xlogx: nats per cost]", "(0, inf)")
     barrier: str = option("log", "phi: -log x, or x log x", "{log, xlogx}")
+    costs: tuple = option((), "names NAME of info['cost_NAME'], or of keys of info['cost']")
     cost_limit: float = option(25.0, "b [undiscounted cost per episode]", "[0, inf)")
     hysteresis: float = option(0.8, "h: recovery ends when J_c < h b", "(0, 1]")
     advantage: str = option("gae", "see estimate_advantages", "{mc, time, gae}")
@@ -1016,7 +1106,9 @@ def make_parser():
             group = parser.add_argument_group(GROUPS[field.name])
         kind = {"type": field.type}
         if field.type is tuple:
-            kind = {"type": type(field.default[0]), "nargs": "+"}
+            kind = {"type": type(field.default[0]) if field.default else str, "nargs": "+"}
+        if field.name == "cost_limit":
+            kind["nargs"] = "+"
         text = "{text} {rule} (default %s)".format_map(field.metadata) % (field.default,)
         name = "--" + field.name.replace("_", "-")
         group.add_argument(name, default=argparse.SUPPRESS, metavar="x", help=text, **kind)
@@ -1038,6 +1130,8 @@ def open_run(argv):
     parser = make_parser()
     options = vars(parser.parse_args(argv))
     run = options.pop("resume")
+    if len(options.get("cost_limit", [])) == 1:
+        options["cost_limit"] = options["cost_limit"][0]
     if run:
         if set(options) - {"total_steps", "workers", "scheduler"}:
             parser.error("a resumed run takes only --total-steps, --workers and --scheduler")

@@ -141,8 +141,8 @@ def update_policy(config, policy, theta, observations, actions,
         reward_gradient, reward_direction, cost_gradient, cost_direction,
         config.delta, config.beta, excess, config.update)
     info |= {"reward_residual": reward_residual, "cost_residual": cost_residual}
-    info["kept"] = share_kept(config, policy, theta, observations, gradient,
-                              cost_gradient, cost_advantages, lengths)
+    info["kept"] = share_kept(config, policy, theta, observations, gradient, lengths,
+                              cost_advantages)
 
     old = distributions(policy, theta, observations)
     allowed_rise = np.finfo(old.dtype).eps * np.abs(cost_advantages).max()  # rounding
@@ -175,7 +175,7 @@ def train(config, run, state):
             started, actor = time.perf_counter(), make_actor(state)
             size = round(config.batch_growth ** (state["steps"] / 1e6) * config.batch_steps)
             executor, episodes = collect(executor, config, actor, state["next_episode"], size)
-            collected, metrics = time.perf_counter(), episode_metrics(episodes)
+            collected, metrics = time.perf_counter(), episode_metrics(episodes, config.costs)
 
             batch = make_batch(episodes, actor)  # n steps: observations (n, size), actions (n, k)
             rewards, costs, fits = estimate_advantages(config, batch, state)  # A_r, A_c: (n,)
@@ -369,16 +369,15 @@ def fisher_product(policy, theta, observations, damping):
 
     return product
 
-def share_kept(config, policy, theta, observations, gradient, whole, weights, lengths):
+def share_kept(config, policy, theta, observations, gradient, lengths, weights):
     """What fresh episodes will confirm of the promise g.step, 1 / (1 + n* / n), estimated from the
     same batch: 2 c / (1 + c), with c the cosine in the F^-1 metric of the gradients of two halves
-    of its episodes. `whole` is their gradient, F is of some 300 states. One estimate is rough: take
-    the median of twenty. NaN for less than two episodes, or where a half has no gradient."""
+    of its episodes; F is of some 300 states. One estimate is rough: take the median of twenty. NaN
+    for less than two episodes, or where a half has no gradient."""
     if len(lengths) < 2:
         return math.nan
     first = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
-    part = gradient(np.where(first, weights, 0.0) / len(weights))
-    parts = part, whole - part
+    parts = gradient(np.where(first, weights, 0.0)), gradient(np.where(first, 0.0, weights))
     fisher = fisher_product(policy, theta, observations[:: len(first) // 300 + 1], config.damping)
     x, y = (conjugate_gradients(fisher, g, config.cg_iterations)[0] for g in parts)
     squares = (parts[0] @ x) * (parts[1] @ y)
@@ -396,7 +395,7 @@ class Batch(NamedTuple):
     observations: np.ndarray  # (n, size): inputs without these
     actions: np.ndarray  # (n, k), or (n,) indices
     reward: Vector  # (n,)
-    cost: Vector  # (n,)
+    cost: np.ndarray  # (n,), or (n, names) with --costs
     lengths: np.ndarray  # (episodes,): T
     terminated: np.ndarray  # (episodes,): if not, truncated
 
@@ -475,9 +474,18 @@ def fit_to(batch, critic, sizes, targets, rng, slope=np.subtract):
     orders = [rng.permutation(len(targets)) for _ in range(10)]
     return functools.partial(fit_critic, critic, sizes, batch.observations, targets, orders, slope)
 
+def by_budget(config, costs):
+    """Costs (n,) or (n, names) of steps or episodes: the sum (n,); with several budgets (m, n)."""
+    if np.ndim(config.cost_limit):
+        return costs.T
+    return costs if costs.ndim == 1 else costs.sum(axis=1)
+
+def budget_names(config):
+    return [f"cost_{name}" for name in config.costs] if np.ndim(config.cost_limit) else ["cost"]
+
 def estimate_advantages(config, batch, state):
-    """Advantages of reward and of cost, (n,) each; and functions that fit critics to this batch,
-    for the next:
+    """Advantages of reward, (n,), and of cost, (n,) or, with several budgets, (m, n); and functions
+    that fit critics to this batch, for the next:
     mc    discounted return to go
     time  the same, less the mean of the other episodes at equal time
     gae   generalised advantage estimation with a critic for each, less the batch mean"""
@@ -486,7 +494,8 @@ def estimate_advantages(config, batch, state):
     if config.advantage == "time" and len(batch.lengths) == 1:
         raise Failure(f"a batch of one episode, of {len(batch.cost):,} steps, has no others to "
                       "compare it with: take a larger --batch-steps, or --advantage gae.")
-    for name, signals in (("reward", batch.reward), ("cost", batch.cost)):
+    costs = zip(budget_names(config), np.atleast_2d(by_budget(config, batch.cost)))
+    for name, signals in (("reward", batch.reward), *costs):
         returns = estimate = discounted_sums(signals, batch.lengths, config.discount)
         if config.advantage == "time":
             estimate = less_the_others(returns, batch.lengths)
@@ -498,7 +507,8 @@ def estimate_advantages(config, batch, state):
             fits[f"{name}_critic"] = fit_to(batch, critic, sizes, targets, rng)
             estimate = estimate - estimate.mean()
         advantages.append(with_signal(estimate, signals, returns, batch.lengths))
-    return *advantages, fits
+    reward, *costs = advantages
+    return reward, np.array(costs) if np.ndim(config.cost_limit) else costs[0], fits
 
 # ------------------------------------------------------------------------ 7. episodes
 @functools.lru_cache
@@ -592,17 +602,30 @@ def to_vector(space, observation):
         raise ValueError(f"an observation has shape {shape}, but its space {space.shape}")
     return np.array(observation, float).ravel()
 
-def env_step(env, output):
+def step_cost(info, names):
+    """A number, info["cost"]; with --costs an array, of info["cost_NAME"], or of a dict's keys."""
+    given, named = info.get("cost"), {key[5:]: info[key] for key in info if key.startswith("cost_")}
+    if isinstance(given, dict):
+        given, named = None, given
+    if given is None and not names:
+        named = ", ".join(named) or "none"
+        raise ValueError("the environment gives no cost, as info['cost'] or a sixth value of step; "
+                         f"for --costs: {named}")
+    if not set(names) <= set(named):
+        named, names = ", ".join(named) or "none", ", ".join(names)
+        raise ValueError(f"the environment gives not all of {names}; for --costs: {named}")
+    costs = [np.asarray(named[name]).item() for name in names]  # one number each
+    return np.array(costs, float) if names else np.asarray(given).item()
+
+def env_step(env, output, costs=()):
     """(observation, reward, cost, terminated, truncated) after the action that is meant."""
     values = env.step(to_action(env.action_space, output))
     observation, reward, terminated, truncated, info = values
-    if "cost" not in info:
-        raise ValueError("the environment gives no cost, as info['cost'] or a sixth value of step")
     observation = to_vector(env.observation_space, observation)
-    reward, cost = np.asarray(reward).item(), np.asarray(info["cost"]).item()  # one number each
-    if not (math.isfinite(reward) and math.isfinite(cost) and np.isfinite(observation).all()):
+    reward, cost = np.asarray(reward).item(), step_cost(info, costs)
+    if not (math.isfinite(reward) and np.isfinite(cost).all() and np.isfinite(observation).all()):
         raise ArithmeticError(f"not finite: {reward=}, {cost=} or {observation=}")
-    if cost < 0:  # would hide another: an episode is safe if its costs sum to 0
+    if np.min(cost) < 0:  # would hide another: an episode is safe if its costs sum to 0
         raise ValueError(f"{cost=} is negative")
     return observation, reward, cost, terminated, truncated
 
@@ -610,7 +633,7 @@ class Episode(NamedTuple):
     observations: np.ndarray  # (T + 1, size), as the environment gave them
     actions: np.ndarray  # (T, k) or (T,) indices: outputs of the policy, see to_action
     rewards: Vector  # (T,)
-    costs: Vector  # (T,)
+    costs: np.ndarray  # (T,), or (T, names) with --costs
     terminated: bool  # if not, the episode was truncated
 
 class Actor(NamedTuple):
@@ -637,7 +660,7 @@ class Actor(NamedTuple):
 
         return act
 
-def run_episode(task, seed, index, actor):
+def run_episode(task, seed, index, actor, costs=()):
     """Episode `index` of the run: the same bits in any process, and after any other episodes."""
     rng, steps = stream(seed, EPISODE, index), []
     try:
@@ -651,7 +674,7 @@ def run_episode(task, seed, index, actor):
             action = act(observations[-1])
             if not np.isfinite(action).all():
                 raise Diverged(f"not finite: {action=}; start anew, with smaller steps")
-            observation, reward, cost, terminated, truncated = env_step(env, action)
+            observation, reward, cost, terminated, truncated = env_step(env, action, costs)
             steps.append((action, reward, cost))
             observations.append(observation)
             if len(steps) % 100_000 == 0:
@@ -704,7 +727,8 @@ def result_of(job, name):
 def collect(executor, config, actor, first, size, attempt=1):
     """Episodes first, first + 1, ... in this order, to the one that reaches `size` steps; and the
     executor, another one if a worker has died: then all start anew."""
-    run = functools.partial(run_episode, config.task, config.seed, actor=actor)
+    run = functools.partial(
+        run_episode, config.task, config.seed, actor=actor, costs=tuple(config.costs))
     episodes, jobs, planned, steps, length = [], [], first, 0, 1000
     try:
         while steps < size:
@@ -752,12 +776,15 @@ def in_workers(executor, functions):
     return lambda: {name: result(name) for name in functions}
 
 # ----------------------------------------------------------------- 9. what a run leaves
-def episode_metrics(episodes):
-    """Raw means over the epoch's episodes, undiscounted; an episode is safe if its cost is 0."""
+def episode_metrics(episodes, names=()):
+    """Raw means over the epoch's episodes, undiscounted; an episode is safe if its cost, the sum of
+    those that --costs names, is 0."""
     reward, cost = np.array([[each.rewards.sum(), each.costs.sum()] for each in episodes]).T
     length = np.mean([len(episode.costs) for episode in episodes])
+    each_cost = np.mean([episode.costs.sum(axis=0) for episode in episodes], axis=0)
     return {"EpRet": reward.mean(), "EpCost": cost.mean(), "EpLen": length,
-            "SafetyProbability": (cost == 0).mean(), "SafeReward": (reward * (cost == 0)).mean()}
+            "SafetyProbability": (cost == 0).mean(), "SafeReward": (reward * (cost == 0)).mean(),
+            **{f"EpCost_{name}": mean for name, mean in zip(names, np.atleast_1d(each_cost))}}
 
 def initial_state(config):
     """All that a run needs to go on where it stood: the content of checkpoint.npz."""
@@ -771,8 +798,10 @@ def initial_state(config):
     sizes, log_std = (size, *config.hidden, actions), np.full(actions, math.log(config.initial_std))
     state = {"sizes": np.array(sizes), "discrete": discrete}
     state["theta"] = initial_parameters(sizes, [] if discrete else log_std, rng)
-    for name, outputs in CRITIC_OUTPUTS.items():  # a critic says 0 until it has learned
-        state[f"{name}_critic"] = initial_parameters((*sizes[:-1], outputs), [], rng, last=0.0)
+    for kind, outputs in CRITIC_OUTPUTS.items():  # a critic says 0 until it has learned
+        for name in budget_names(config) if kind == "cost" else [kind]:
+            critic = initial_parameters((*sizes[:-1], outputs), [], rng, last=0.0)
+            state[f"{name}_critic"] = critic
     state["moments"] = np.zeros((3, size))  # of observations: count, mean, squared deviations
     state |= {"epoch": 0, "steps": 0, "next_episode": 0, "regret": 0.0, **MEMORY}
     return state | {"progress": b""}  # progress.csv, in here so that it is of the same epoch
@@ -807,7 +836,7 @@ def advance(state, batch, theta, critics, regret):
               "steps": state["steps"] + len(batch.cost),
               "next_episode": state["next_episode"] + len(batch.lengths)}
     after = make_actor(state)
-    for name in ("theta", *(f"{name}_critic" for name in CRITIC_OUTPUTS)):
+    for name in [name for name in state if name == "theta" or name.endswith("_critic")]:
         state[name] = state[name].copy()
         W, b = unflatten(state[name], after.policy.sizes[:2])[0][0]  # views
         b += (after.mean - before.mean) / before.std @ W
@@ -856,7 +885,11 @@ def log(run, config, state, metrics, info, started, collected):
     row = {"Train/Epoch": state["epoch"], "Train/TotalSteps": state["steps"]}
     row |= {f"Metrics/{name}": value for name, value in metrics.items()}
     row |= {"Train/KL": info.pop("realised_kl"), "Misc/AcceptanceStep": info.pop("trials")}
-    row |= {f"Misc/{name}": value for name, value in info.items()}
+    for name, value in info.items():
+        if np.ndim(value):  # of each budget
+            row |= {f"Misc/{name}_{cost}": each for cost, each in zip(config.costs, value)}
+        else:
+            row[f"Misc/{name}"] = value
     rollout, update = collected - started, time.perf_counter() - collected
     row |= {"Time/Total": rollout + update, "Time/Rollout": rollout, "Time/Update": update}
     save(run, config, state, row)
@@ -914,8 +947,10 @@ def report(run, state):
         axis.set(title=name, xlabel="environment steps")
         if name != "kept":  # that of one epoch is rough
             text += f" {name} {np.mean(values[-max(1, len(rows) // 10):]):.3g}"
-    if all(row.get("Misc/recovery") == "1" for row in rows):
-        text = f"All epochs were recovery: the cost never came below its budget.\n{text}"
+    for name in [name for name in rows[0] if name.startswith("Misc/recovery")]:
+        if all(row[name] == "1" for row in rows):
+            cost = name.removeprefix("Misc/recovery").removeprefix("_") or "the cost"
+            text = f"All epochs were recovery: {cost} never came below its budget.\n{text}"
     figure.savefig(run / "curves.png")
     text += f"\npolicy  {run}/checkpoint.npz\ncurves  {run}/curves.png"
     return f"{text}\nnumbers {run}/progress.csv"
@@ -941,6 +976,10 @@ class Checked:
             if rule and not all(allowed(each, rule) for each in values):
                 name = field.name.replace("_", "-")
                 raise Failure(f"--{name} is {value!r} but must be in {rule}.")
+        budgets, names = np.size(self.cost_limit), len(self.costs)
+        if np.ndim(self.cost_limit) and budgets != names or len(set(self.costs)) < names:
+            raise Failure(f"--cost-limit has {budgets} values, and --costs {names} names: give one "
+                          "for each of them, which differ, or one for their sum.")
         if not re.fullmatch(r"\w[\w.-]*", self.experiment):
             raise Failure(f"--experiment is {self.experiment!r} but must be a folder's mere name.")
         if self.batch_steps > self.total_steps:
@@ -974,6 +1013,7 @@ class Config(Checked):
     update: str = option("convex", "the paper's step, or the best one", "{convex, optimal}")
     delta: float = option(0.01, "radius of the trust region [nats, mean KL(old, new)]", "(0, inf)")
     beta: float = option(0.75, "fraction of the best cost decrease to keep", "(0, 1]")
+    costs: tuple = option((), "names NAME of info['cost_NAME'], or of keys of info['cost']")
     cost_limit: float = option(0.0, "b [undiscounted cost per episode]; 0: the paper", "[0, inf)")
     advantage: str = option("time", "see estimate_advantages", "{mc, time, gae}")
     discount: float = option(0.99, "gamma, of reward and cost", "[0, 1]")
@@ -984,6 +1024,12 @@ class Config(Checked):
     batch_growth: float = option(1.0, "factor by which batches grow in a million steps", "[1, inf)")
     cg_iterations: int = option(5, "conjugate-gradient iterations for each direction", "[1, inf)")
     damping: float = option(1e-4, "added to the diagonal of F", "[0, inf)")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if np.ndim(self.cost_limit):
+            raise Failure("sbtrpo.py takes one --cost-limit, for the sum of --costs; ctrpo.py and "
+                          "strpo.py take one for each.")
 
 # --- shared: command line ---
 def make_parser():
@@ -996,7 +1042,9 @@ def make_parser():
             group = parser.add_argument_group(GROUPS[field.name])
         kind = {"type": field.type}
         if field.type is tuple:
-            kind = {"type": type(field.default[0]), "nargs": "+"}
+            kind = {"type": type(field.default[0]) if field.default else str, "nargs": "+"}
+        if field.name == "cost_limit":
+            kind["nargs"] = "+"
         text = "{text} {rule} (default %s)".format_map(field.metadata) % (field.default,)
         name = "--" + field.name.replace("_", "-")
         group.add_argument(name, default=argparse.SUPPRESS, metavar="x", help=text, **kind)
@@ -1018,6 +1066,8 @@ def open_run(argv):
     parser = make_parser()
     options = vars(parser.parse_args(argv))
     run = options.pop("resume")
+    if len(options.get("cost_limit", [])) == 1:
+        options["cost_limit"] = options["cost_limit"][0]
     if run:
         if set(options) - {"total_steps", "workers", "scheduler"}:
             parser.error("a resumed run takes only --total-steps, --workers and --scheduler")

@@ -39,7 +39,9 @@ Differs from the paper in
  3. Backtracking shrinks phi.s too, so the line search looks at KL(unsafe || pi) itself.
  4. Eq. 8 asks for an increase; `--exclusion level` for KL(unsafe || pi) >= level, the paper's F_k.
  5. Eq. 4 prints r where the cost is meant. The critic's quantiles are fitted to sampled returns.
- 6. Eq. 10 negates the step where delta_2 is out of reach, towards unsafe: only by `--reverse 1`.
+ 6. Costs may have a budget each, `--costs hazards vases_contact --cost-limit 10 5`: Eq. 6 subtracts
+    lambda_i A_i / std(A_i) for each, with its own controller; stage 1 raises their sum.
+ 7. Eq. 10 negates the step where delta_2 is out of reach, towards unsafe: only by `--reverse 1`.
 
 symbol  name in code                 shape       meaning [unit] (p parameters)
 theta   theta                        (p,)        policy parameters: weights, biases, then log std
@@ -117,13 +119,13 @@ def fixed_step(gradient, direction, away, away_direction, delta_1, delta_2, lamb
 def pid_multiplier(memory, mean_cost, limit, gains, smoothing=0.5):
     """lambda = [K_P P + I + K_D D]+ (Stooke et al. 2020) and the memory (I, smoothed J_c), at first
     NaN. P is the smoothed J_c - b, I the sum of K_I (J_c - b), never below 0, D the rise of the
-    smoothed J_c; J_c and b in one unit, the gains in its inverse."""
+    smoothed J_c; J_c and b in one unit, the gains in its inverse. Of m costs at once, (m,)."""
     k_p, k_i, k_d = gains
     integral, before = memory if np.isfinite(memory).all() else (0.0, mean_cost)
-    integral = max(0.0, integral + k_i * (mean_cost - limit))
+    integral = np.maximum(0.0, integral + k_i * (mean_cost - limit))
     now = smoothing * before + (1 - smoothing) * mean_cost
-    multiplier = k_p * (now - limit) + integral + k_d * max(0.0, now - before)
-    return max(0.0, multiplier), np.array([integral, now])
+    multiplier = k_p * (now - limit) + integral + k_d * np.maximum(0.0, now - before)
+    return np.maximum(0.0, multiplier), np.array([integral, now])
 
 # -------------------------------------------------------------- 2. the update from a batch
 def update_policy(config, policy, theta, observations, actions, advantages, exclusion=None,
@@ -147,8 +149,8 @@ def update_policy(config, policy, theta, observations, actions, advantages, excl
         step, info = fixed_step(*vectors, config.lambda_2)
     if config.reverse and not info["feasible"]:  # Eq. 10, towards unsafe
         step = -step
-    info["kept"] = share_kept(config, policy, theta, observations, gradient_of,
-                              gradient, advantages, lengths)
+    info["kept"] = share_kept(config, policy, theta, observations, gradient_of, lengths,
+                              advantages)
     old = distributions(policy, theta, observations)
     gain, promised = float(gradient @ step), float(away @ step)
     met = promised >= demand - 1e-9 * abs(demand)  # to first order, up to rounding
@@ -186,25 +188,28 @@ def improve(config, run, state, unsafe=None):
             started, actor = time.perf_counter(), make_actor(state)
             executor, episodes = collect(
                 executor, config, actor, state["next_episode"], config.batch_steps)
-            collected, metrics = time.perf_counter(), episode_metrics(episodes)
+            collected, metrics = time.perf_counter(), episode_metrics(episodes, config.costs)
 
             batch = make_batch(episodes, actor)  # n steps: observations (n, size), actions (n, k)
             rewards, costs, fits = estimate_advantages(config, batch, state)  # A_r, A_c: (n,)
-            mean_cost, exclusion = metrics["EpCost"], None
-            multiplier, pid = pid_multiplier(state["pid"], mean_cost, config.cost_limit, config.pid)
+            totals = by_budget(config, np.array([each.costs.sum(axis=0) for each in episodes]))
+            mean_cost, exclusion = totals.mean(axis=-1), None
+            limit = np.array(config.cost_limit)  # b, (); with several budgets it all is (m,)
+            multiplier, pid = pid_multiplier(state["pid"], mean_cost, limit, config.pid)
             if config.stage == "unsafe" and config.critic == "cvar":
                 costs, fits["quantile_critic"] = cvar_advantages(config, batch, state)
             critics = in_workers(executor, fits)  # while the policy is updated here
             advantages = standardised(costs)
             if config.stage == "safe":  # Eq. 6; --joint 0 leaves the cost out
-                advantages = standardised(rewards) - config.joint * multiplier * advantages
+                penalty = np.dot(multiplier, advantages)  # with several budgets, the sum over them
+                advantages = standardised(rewards) - config.joint * penalty
             if unsafe:
                 exclusion, weights = make_exclusion(config, actor, unsafe, unsafe_raw, batch)
                 constants |= weights
             theta, info = update_policy(config, actor.policy, state["theta"], batch.observations,
                                         batch.actions, advantages, exclusion, batch.lengths)
 
-            metrics["EpCostRegret"] = state["regret"] + max(0.0, mean_cost - config.cost_limit)
+            metrics["EpCostRegret"] = state["regret"] + np.maximum(0.0, mean_cost - limit).sum()
             state = advance(state, batch, theta, critics(), metrics["EpCostRegret"]) | {"pid": pid}
             info |= {"LagrangianMultiplier": multiplier, **constants}
             log(run, config, state, metrics, info, started, collected)
@@ -397,16 +402,15 @@ def fisher_product(policy, theta, observations, damping):
 
     return product
 
-def share_kept(config, policy, theta, observations, gradient, whole, weights, lengths):
+def share_kept(config, policy, theta, observations, gradient, lengths, weights):
     """What fresh episodes will confirm of the promise g.step, 1 / (1 + n* / n), estimated from the
     same batch: 2 c / (1 + c), with c the cosine in the F^-1 metric of the gradients of two halves
-    of its episodes. `whole` is their gradient, F is of some 300 states. One estimate is rough: take
-    the median of twenty. NaN for less than two episodes, or where a half has no gradient."""
+    of its episodes; F is of some 300 states. One estimate is rough: take the median of twenty. NaN
+    for less than two episodes, or where a half has no gradient."""
     if len(lengths) < 2:
         return math.nan
     first = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
-    part = gradient(np.where(first, weights, 0.0) / len(weights))
-    parts = part, whole - part
+    parts = gradient(np.where(first, weights, 0.0)), gradient(np.where(first, 0.0, weights))
     fisher = fisher_product(policy, theta, observations[:: len(first) // 300 + 1], config.damping)
     x, y = (conjugate_gradients(fisher, g, config.cg_iterations)[0] for g in parts)
     squares = (parts[0] @ x) * (parts[1] @ y)
@@ -424,7 +428,7 @@ class Batch(NamedTuple):
     observations: np.ndarray  # (n, size): inputs without these
     actions: np.ndarray  # (n, k), or (n,) indices
     reward: Vector  # (n,)
-    cost: Vector  # (n,)
+    cost: np.ndarray  # (n,), or (n, names) with --costs
     lengths: np.ndarray  # (episodes,): T
     terminated: np.ndarray  # (episodes,): if not, truncated
 
@@ -503,9 +507,18 @@ def fit_to(batch, critic, sizes, targets, rng, slope=np.subtract):
     orders = [rng.permutation(len(targets)) for _ in range(10)]
     return functools.partial(fit_critic, critic, sizes, batch.observations, targets, orders, slope)
 
+def by_budget(config, costs):
+    """Costs (n,) or (n, names) of steps or episodes: the sum (n,); with several budgets (m, n)."""
+    if np.ndim(config.cost_limit):
+        return costs.T
+    return costs if costs.ndim == 1 else costs.sum(axis=1)
+
+def budget_names(config):
+    return [f"cost_{name}" for name in config.costs] if np.ndim(config.cost_limit) else ["cost"]
+
 def estimate_advantages(config, batch, state):
-    """Advantages of reward and of cost, (n,) each; and functions that fit critics to this batch,
-    for the next:
+    """Advantages of reward, (n,), and of cost, (n,) or, with several budgets, (m, n); and functions
+    that fit critics to this batch, for the next:
     mc    discounted return to go
     time  the same, less the mean of the other episodes at equal time
     gae   generalised advantage estimation with a critic for each, less the batch mean"""
@@ -514,7 +527,8 @@ def estimate_advantages(config, batch, state):
     if config.advantage == "time" and len(batch.lengths) == 1:
         raise Failure(f"a batch of one episode, of {len(batch.cost):,} steps, has no others to "
                       "compare it with: take a larger --batch-steps, or --advantage gae.")
-    for name, signals in (("reward", batch.reward), ("cost", batch.cost)):
+    costs = zip(budget_names(config), np.atleast_2d(by_budget(config, batch.cost)))
+    for name, signals in (("reward", batch.reward), *costs):
         returns = estimate = discounted_sums(signals, batch.lengths, config.discount)
         if config.advantage == "time":
             estimate = less_the_others(returns, batch.lengths)
@@ -526,7 +540,8 @@ def estimate_advantages(config, batch, state):
             fits[f"{name}_critic"] = fit_to(batch, critic, sizes, targets, rng)
             estimate = estimate - estimate.mean()
         advantages.append(with_signal(estimate, signals, returns, batch.lengths))
-    return *advantages, fits
+    reward, *costs = advantages
+    return reward, np.array(costs) if np.ndim(config.cost_limit) else costs[0], fits
 
 # ------------------------------------------------------------------------ 7. episodes
 @functools.lru_cache
@@ -620,17 +635,30 @@ def to_vector(space, observation):
         raise ValueError(f"an observation has shape {shape}, but its space {space.shape}")
     return np.array(observation, float).ravel()
 
-def env_step(env, output):
+def step_cost(info, names):
+    """A number, info["cost"]; with --costs an array, of info["cost_NAME"], or of a dict's keys."""
+    given, named = info.get("cost"), {key[5:]: info[key] for key in info if key.startswith("cost_")}
+    if isinstance(given, dict):
+        given, named = None, given
+    if given is None and not names:
+        named = ", ".join(named) or "none"
+        raise ValueError("the environment gives no cost, as info['cost'] or a sixth value of step; "
+                         f"for --costs: {named}")
+    if not set(names) <= set(named):
+        named, names = ", ".join(named) or "none", ", ".join(names)
+        raise ValueError(f"the environment gives not all of {names}; for --costs: {named}")
+    costs = [np.asarray(named[name]).item() for name in names]  # one number each
+    return np.array(costs, float) if names else np.asarray(given).item()
+
+def env_step(env, output, costs=()):
     """(observation, reward, cost, terminated, truncated) after the action that is meant."""
     values = env.step(to_action(env.action_space, output))
     observation, reward, terminated, truncated, info = values
-    if "cost" not in info:
-        raise ValueError("the environment gives no cost, as info['cost'] or a sixth value of step")
     observation = to_vector(env.observation_space, observation)
-    reward, cost = np.asarray(reward).item(), np.asarray(info["cost"]).item()  # one number each
-    if not (math.isfinite(reward) and math.isfinite(cost) and np.isfinite(observation).all()):
+    reward, cost = np.asarray(reward).item(), step_cost(info, costs)
+    if not (math.isfinite(reward) and np.isfinite(cost).all() and np.isfinite(observation).all()):
         raise ArithmeticError(f"not finite: {reward=}, {cost=} or {observation=}")
-    if cost < 0:  # would hide another: an episode is safe if its costs sum to 0
+    if np.min(cost) < 0:  # would hide another: an episode is safe if its costs sum to 0
         raise ValueError(f"{cost=} is negative")
     return observation, reward, cost, terminated, truncated
 
@@ -638,7 +666,7 @@ class Episode(NamedTuple):
     observations: np.ndarray  # (T + 1, size), as the environment gave them
     actions: np.ndarray  # (T, k) or (T,) indices: outputs of the policy, see to_action
     rewards: Vector  # (T,)
-    costs: Vector  # (T,)
+    costs: np.ndarray  # (T,), or (T, names) with --costs
     terminated: bool  # if not, the episode was truncated
 
 class Actor(NamedTuple):
@@ -665,7 +693,7 @@ class Actor(NamedTuple):
 
         return act
 
-def run_episode(task, seed, index, actor):
+def run_episode(task, seed, index, actor, costs=()):
     """Episode `index` of the run: the same bits in any process, and after any other episodes."""
     rng, steps = stream(seed, EPISODE, index), []
     try:
@@ -679,7 +707,7 @@ def run_episode(task, seed, index, actor):
             action = act(observations[-1])
             if not np.isfinite(action).all():
                 raise Diverged(f"not finite: {action=}; start anew, with smaller steps")
-            observation, reward, cost, terminated, truncated = env_step(env, action)
+            observation, reward, cost, terminated, truncated = env_step(env, action, costs)
             steps.append((action, reward, cost))
             observations.append(observation)
             if len(steps) % 100_000 == 0:
@@ -732,7 +760,8 @@ def result_of(job, name):
 def collect(executor, config, actor, first, size, attempt=1):
     """Episodes first, first + 1, ... in this order, to the one that reaches `size` steps; and the
     executor, another one if a worker has died: then all start anew."""
-    run = functools.partial(run_episode, config.task, config.seed, actor=actor)
+    run = functools.partial(
+        run_episode, config.task, config.seed, actor=actor, costs=tuple(config.costs))
     episodes, jobs, planned, steps, length = [], [], first, 0, 1000
     try:
         while steps < size:
@@ -780,12 +809,15 @@ def in_workers(executor, functions):
     return lambda: {name: result(name) for name in functions}
 
 # ----------------------------------------------------------------- 9. what a run leaves
-def episode_metrics(episodes):
-    """Raw means over the epoch's episodes, undiscounted; an episode is safe if its cost is 0."""
+def episode_metrics(episodes, names=()):
+    """Raw means over the epoch's episodes, undiscounted; an episode is safe if its cost, the sum of
+    those that --costs names, is 0."""
     reward, cost = np.array([[each.rewards.sum(), each.costs.sum()] for each in episodes]).T
     length = np.mean([len(episode.costs) for episode in episodes])
+    each_cost = np.mean([episode.costs.sum(axis=0) for episode in episodes], axis=0)
     return {"EpRet": reward.mean(), "EpCost": cost.mean(), "EpLen": length,
-            "SafetyProbability": (cost == 0).mean(), "SafeReward": (reward * (cost == 0)).mean()}
+            "SafetyProbability": (cost == 0).mean(), "SafeReward": (reward * (cost == 0)).mean(),
+            **{f"EpCost_{name}": mean for name, mean in zip(names, np.atleast_1d(each_cost))}}
 
 def initial_state(config):
     """All that a run needs to go on where it stood: the content of checkpoint.npz."""
@@ -799,8 +831,10 @@ def initial_state(config):
     sizes, log_std = (size, *config.hidden, actions), np.full(actions, math.log(config.initial_std))
     state = {"sizes": np.array(sizes), "discrete": discrete}
     state["theta"] = initial_parameters(sizes, [] if discrete else log_std, rng)
-    for name, outputs in CRITIC_OUTPUTS.items():  # a critic says 0 until it has learned
-        state[f"{name}_critic"] = initial_parameters((*sizes[:-1], outputs), [], rng, last=0.0)
+    for kind, outputs in CRITIC_OUTPUTS.items():  # a critic says 0 until it has learned
+        for name in budget_names(config) if kind == "cost" else [kind]:
+            critic = initial_parameters((*sizes[:-1], outputs), [], rng, last=0.0)
+            state[f"{name}_critic"] = critic
     state["moments"] = np.zeros((3, size))  # of observations: count, mean, squared deviations
     state |= {"epoch": 0, "steps": 0, "next_episode": 0, "regret": 0.0, **MEMORY}
     return state | {"progress": b""}  # progress.csv, in here so that it is of the same epoch
@@ -835,7 +869,7 @@ def advance(state, batch, theta, critics, regret):
               "steps": state["steps"] + len(batch.cost),
               "next_episode": state["next_episode"] + len(batch.lengths)}
     after = make_actor(state)
-    for name in ("theta", *(f"{name}_critic" for name in CRITIC_OUTPUTS)):
+    for name in [name for name in state if name == "theta" or name.endswith("_critic")]:
         state[name] = state[name].copy()
         W, b = unflatten(state[name], after.policy.sizes[:2])[0][0]  # views
         b += (after.mean - before.mean) / before.std @ W
@@ -884,7 +918,11 @@ def log(run, config, state, metrics, info, started, collected):
     row = {"Train/Epoch": state["epoch"], "Train/TotalSteps": state["steps"]}
     row |= {f"Metrics/{name}": value for name, value in metrics.items()}
     row |= {"Train/KL": info.pop("realised_kl"), "Misc/AcceptanceStep": info.pop("trials")}
-    row |= {f"Misc/{name}": value for name, value in info.items()}
+    for name, value in info.items():
+        if np.ndim(value):  # of each budget
+            row |= {f"Misc/{name}_{cost}": each for cost, each in zip(config.costs, value)}
+        else:
+            row[f"Misc/{name}"] = value
     rollout, update = collected - started, time.perf_counter() - collected
     row |= {"Time/Total": rollout + update, "Time/Rollout": rollout, "Time/Update": update}
     save(run, config, state, row)
@@ -942,8 +980,10 @@ def report(run, state):
         axis.set(title=name, xlabel="environment steps")
         if name != "kept":  # that of one epoch is rough
             text += f" {name} {np.mean(values[-max(1, len(rows) // 10):]):.3g}"
-    if all(row.get("Misc/recovery") == "1" for row in rows):
-        text = f"All epochs were recovery: the cost never came below its budget.\n{text}"
+    for name in [name for name in rows[0] if name.startswith("Misc/recovery")]:
+        if all(row[name] == "1" for row in rows):
+            cost = name.removeprefix("Misc/recovery").removeprefix("_") or "the cost"
+            text = f"All epochs were recovery: {cost} never came below its budget.\n{text}"
     figure.savefig(run / "curves.png")
     text += f"\npolicy  {run}/checkpoint.npz\ncurves  {run}/curves.png"
     return f"{text}\nnumbers {run}/progress.csv"
@@ -969,6 +1009,10 @@ class Checked:
             if rule and not all(allowed(each, rule) for each in values):
                 name = field.name.replace("_", "-")
                 raise Failure(f"--{name} is {value!r} but must be in {rule}.")
+        budgets, names = np.size(self.cost_limit), len(self.costs)
+        if np.ndim(self.cost_limit) and budgets != names or len(set(self.costs)) < names:
+            raise Failure(f"--cost-limit has {budgets} values, and --costs {names} names: give one "
+                          "for each of them, which differ, or one for their sum.")
         if not re.fullmatch(r"\w[\w.-]*", self.experiment):
             raise Failure(f"--experiment is {self.experiment!r} but must be a folder's mere name.")
         if self.batch_steps > self.total_steps:
@@ -981,6 +1025,8 @@ class Checked:
 # ------------------------------------------------------------- 6b. what sTRPO alone needs
 def standardised(advantages):
     """Less the mean, over the std; as they are, if they are constant."""
+    if advantages.ndim > 1:  # a row for each budget
+        return np.array([standardised(row) for row in advantages])
     std = advantages.std()
     return (advantages - advantages.mean()) / std if std > 0 else advantages
 
@@ -997,13 +1043,14 @@ def cvar_advantages(config, batch, state):
     critic, rng = state["quantile_critic"], stream(config.seed, QUANTILES, state["epoch"])
     outputs = np.sort(network(unflatten(critic, sizes)[0], batch.inputs), axis=1)
     tail = outputs[:, -math.ceil(config.cvar_alpha * sizes[-1]) :].mean(axis=1)
-    xi = gae(batch, batch.cost, tail, config.discount, config.gae_lambda)
+    cost = by_budget(config, batch.cost)
+    xi = gae(batch, cost, tail, config.discount, config.gae_lambda)
     ends = np.zeros_like(tail)
     ends[batch.lasts] = outputs[batch.lasts].mean(axis=1)  # truncated episodes go on
-    targets = gae(batch, batch.cost, ends, config.discount, 1.0)
+    targets = gae(batch, cost, ends, config.discount, 1.0)
     fit = fit_to(batch, critic, sizes, targets, rng, quantile_slope)
-    returns = discounted_sums(batch.cost, batch.lengths, config.discount)
-    return with_signal(xi - xi.mean(), batch.cost, returns, batch.lengths), fit
+    returns = discounted_sums(cost, batch.lengths, config.discount)
+    return with_signal(xi - xi.mean(), cost, returns, batch.lengths), fit
 
 def visited(executor, config, unsafe):
     """The states (N, size) of a batch of the unsafe policy's own, and what an episode costs it."""
@@ -1041,7 +1088,9 @@ def open_first_stage(config, run):
     disappear; or a new run of the first stage."""
     folder = run / "unsafe"
     if not (folder / "config.json").exists():  # written last
-        first = dataclasses.replace(config, stage="unsafe", total_steps=config.unsafe_steps)
+        limit = float(np.sum(config.cost_limit))  # of several costs, the first stage raises the sum
+        first = dataclasses.replace(
+            config, stage="unsafe", total_steps=config.unsafe_steps, cost_limit=limit)
         if config.unsafe:
             first, state = load_run(run_folder(config.unsafe))
         else:
@@ -1086,6 +1135,7 @@ class Config(Checked):
     workers: int = option(os.cpu_count() or 1, "processes; changes no result", "[1, inf)")
     delta_1: float = option(1e-2, "radius of the trust region [nats, mean KL]", "(0, inf)")
     delta_2: float = option(1e-4, "rise of KL(unsafe || new) in each step [nats]", "[0, inf)")
+    costs: tuple = option((), "names NAME of info['cost_NAME'], or of keys of info['cost']")
     cost_limit: float = option(25.0, "b [undiscounted cost per episode]", "[0, inf)")
     pid: tuple = option((0.05, 0.005, 0.01), "K_P, K_I, K_D [1 / cost per episode]; the sum behind "
                         "K_I falls only while J_c < b", "[0, inf)")
@@ -1111,6 +1161,8 @@ class Config(Checked):
         super().__post_init__()
         if len(self.pid) != 3:
             raise Failure("--pid takes three numbers: K_P, K_I and K_D.")
+        if self.stage == "unsafe" and np.ndim(self.cost_limit):
+            raise Failure("--stage unsafe raises the sum of --costs: give one --cost-limit.")
         if self.unsafe and (task := given_config(self.unsafe).get("task", self.task)) != self.task:
             text = f"--unsafe {self.unsafe} is a run of {task}, and this one of {self.task}."
             raise Failure(text)
@@ -1126,7 +1178,9 @@ def make_parser():
             group = parser.add_argument_group(GROUPS[field.name])
         kind = {"type": field.type}
         if field.type is tuple:
-            kind = {"type": type(field.default[0]), "nargs": "+"}
+            kind = {"type": type(field.default[0]) if field.default else str, "nargs": "+"}
+        if field.name == "cost_limit":
+            kind["nargs"] = "+"
         text = "{text} {rule} (default %s)".format_map(field.metadata) % (field.default,)
         name = "--" + field.name.replace("_", "-")
         group.add_argument(name, default=argparse.SUPPRESS, metavar="x", help=text, **kind)
@@ -1148,6 +1202,8 @@ def open_run(argv):
     parser = make_parser()
     options = vars(parser.parse_args(argv))
     run = options.pop("resume")
+    if len(options.get("cost_limit", [])) == 1:
+        options["cost_limit"] = options["cost_limit"][0]
     if run:
         if set(options) - {"total_steps", "workers", "scheduler"}:
             parser.error("a resumed run takes only --total-steps, --workers and --scheduler")

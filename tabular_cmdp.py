@@ -11,25 +11,19 @@
 
 Every quantity the algorithms need (returns, gradients, Fisher matrix, KL, the constrained optimum) is
 computed here to machine precision, so a theorem can be checked without sampling error. The same worlds are
-Gymnasium environments, so that `sbtrpo.py --task tabular_cmdp:TwoState-v0` trains on them from samples.
-`uv run tabular_cmdp.py` draws the figures of the README, by studies/figures.py.
+Gymnasium environments, so that `sbtrpo.py --task tabular_cmdp:TwoState-v0` trains on them from samples. `uv
+run tabular_cmdp.py` draws the figures of the README, by studies/figures.py.
 
-    J_f(pi)   = (1 - gamma) E sum_t gamma^t f(s_t, a_t) = sum_{s,a} d(s) pi(a|s) f(s,a)  normalised, unit of f
-    d         = (1 - gamma) mu + gamma P_pi^T d                                          sums to 1
-    A_f       = f + gamma P V_f - V_f,     V_f = f_pi + gamma P_pi V_f                   not normalised
-    grad J_f  = d(s) pi(a|s) A_f(s,a)                                                    = g
-    F         = blockdiag_s d(s) (diag(pi_s) - pi_s pi_s^T),   F^+ g = A_f - row mean    = x
+J_f(pi) = (1 - gamma) E sum_t gamma^t f(s_t, a_t) = sum_{s,a} d(s) pi(a|s) f(s,a) normalised, unit of f d = (1
+- gamma) mu + gamma P_pi^T d sums to 1 A_f = f + gamma P V_f - V_f, V_f = f_pi + gamma P_pi V_f not normalised
+grad J_f = d(s) pi(a|s) A_f(s,a) = g F = blockdiag_s d(s) (diag(pi_s) - pi_s pi_s^T), F^+ g = A_f - row mean =
+x
 
-symbol   code       shape      meaning
-P        P          (S, A, S)  P[s, a, t] = probability of moving from s to t under a
-r, c     r, c       (S, A)     reward and cost of one step
-gamma    gamma      ()         discount, below 1
-mu       mu         (S,)       distribution of the first state
-b        limit      ()         budget of the normalised cost: safe means J_c <= b
-theta    theta      (S, A)     logits of the policy pi(.|s) = softmax(theta[s])
-d        d          (S,)       discounted state occupancy
-rho      occupancy  (S, A)     discounted state-action occupancy d(s) pi(a|s)
-"""
+symbol code shape meaning P P (S, A, S) P[s, a, t] = probability of moving from s to t under a r, c r, c (S,
+A) reward and cost of one step gamma gamma () discount, below 1 mu mu (S,) distribution of the first state b
+limit () budget of the normalised cost: safe means J_c <= b several costs: c (m, S, A), b (m,), safe means J_i
+<= b_i for all i theta theta (S, A) logits of the policy pi(.|s) = softmax(theta[s]) d d (S,) discounted state
+occupancy rho occupancy (S, A) discounted state-action occupancy d(s) pi(a|s)"""
 import math
 import sys
 from collections.abc import Callable
@@ -56,25 +50,32 @@ def policy(theta: Array) -> Array:
 
 
 class Optimum(NamedTuple):
-    """Solution of the linear program: `dual` is the price of the budget, d(value)/d(limit)."""
+    """Solution of the linear program: `dual` is the price of the budget, d(value)/d(limit). Both of several
+    costs are (m,)."""
 
     value: float
-    cost: float
-    dual: float
+    cost: float | Array
+    dual: float | Array
     occupancy: Array
     policy: Array
 
 
 @dataclass(frozen=True)
 class TabularCMDP:
-    """A finite constrained MDP and its exact calculus; `f` is `self.r`, `self.c` or any (S, A) array."""
+    """A finite constrained MDP and its exact calculus; `f` is `self.r`, `self.c` or any (S, A) array, such as
+    one of several costs, which `names` names."""
 
     P: Array
     r: Array
     c: Array
     gamma: float
     mu: Array
-    limit: float
+    limit: float | Array
+    names: tuple[str, ...] = ()
+
+    def budgets(self) -> list[tuple[Array, float]]:
+        """(cost (S, A), limit) of each budget."""
+        return list(zip(self.c.reshape(-1, *self.r.shape), np.atleast_1d(self.limit)))
 
     # --- values ---
 
@@ -127,8 +128,7 @@ class TabularCMDP:
         F A_f = grad J_f holds for A_f plus any constant per state, since adding a constant to all logits of a
         state leaves the policy alone (the null space of F). Rows that sum to zero are orthogonal to that null
         space, so this gauge is the solution of least norm: the one of the pseudo-inverse, comparable between
-        algorithms.
-        """
+        algorithms."""
         A_f = self.advantage(theta, f)
         return A_f - np.mean(A_f, axis=1, keepdims=True)
 
@@ -147,59 +147,98 @@ class TabularCMDP:
     def flow(self, theta: Array, times: Array, beta: float, barrier: str = "log") -> tuple[Array, Array]:
         """C-NPG, the natural gradient in the metric H = F + w g_c g_c^T with w = beta phi''(m), m = b - J_c:
 
-            theta' = H^+ g_r = x_r - w r / (1 + w s) x_c,     w = beta / m^2 for phi = -log x    ("log")
-            m'     = -g_c.theta' = -r / (1 + w s)             w = beta / m   for phi = x log x   ("xlogx")
+        theta' = H^+ g_r = x_r - w r / (1 + w s) x_c, w = beta / m^2 for phi = -log x ("log") m' = -g_c.theta'
+        = -r / (1 + w s) w = beta / m for phi = x log x ("xlogx")
 
         where r = g_c.x_r, s = g_c.x_c. The log of m is integrated beside theta: m itself reaches 1e-30, where
-        b - J_c is nothing but rounding. Flow of C-TRPO (arXiv 2411.02957); `beta` = 0 is plain NPG, which
-        knows no margin. Returns theta (n, S, A) and log m (n,), NaN for NPG, at n increasing times from 0 on;
-        unit of time: nats per unit of normalised reward. Raises ValueError if `theta` is not safe.
-        """
-        margin = self.limit - self.J(theta, self.c)
-        if beta and not margin > 0:
-            raise ValueError(f"C-NPG starts at J_c < {self.limit:g}, but J_c is higher by {-margin:g}.")
+        b - J_c is nothing but rounding. Several costs: H = F + sum_i w_i g_i g_i^T, r and m are vectors, s is
+        a matrix, w diagonal. Flow of C-TRPO (arXiv 2411.02957); `beta` = 0 is plain NPG, which knows no
+        margin. Returns theta (n, S, A) and log m (n,) or (n, m), NaN for NPG, at n increasing times from 0
+        on; unit of time: nats per unit of normalised reward. Raises ValueError if `theta` is not safe."""
+        margins = np.array([limit - self.J(theta, c) for c, limit in self.budgets()])
+        if beta and not np.all(margins > 0):
+            raise ValueError(f"C-NPG starts at J_c < {self.limit}, but J_c is {-np.min(margins):g} higher.")
         power = {"log": 2, "xlogx": 1}[barrier]  # w = beta / m^power
+        count = len(margins)
 
         def velocity(_, state):
-            theta, m = state[:-1].reshape(self.r.shape), np.exp(state[-1])
-            x_r, x_c, g_c = (self.natural_direction(theta, self.r), self.natural_direction(theta, self.c),
-                             self.gradient(theta, self.c))
-            r, s = np.sum(g_c * x_r), np.sum(g_c * x_c)
-            per_w = m**power + beta * s  # (1 + w s) beta / w
-            return np.append(x_r - beta * r / per_w * x_c, -r * m ** (power - 1) / per_w if beta else 0)
+            theta, m = state[:-count].reshape(self.r.shape), np.exp(state[-count:])
+            x_r = self.natural_direction(theta, self.r).ravel()
+            if not beta:
+                return np.append(x_r, np.zeros(count))
+            g = np.array([self.gradient(theta, c).ravel() for c, _ in self.budgets()])
+            x = np.array([self.natural_direction(theta, c).ravel() for c, _ in self.budgets()])
+            per_w = np.diag(m**power) + beta * g @ x.T  # (1 / w + s) beta
+            share = np.linalg.solve(per_w, g @ x_r)
+            return np.append(x_r - beta * share @ x, -share * m ** (power - 1))
 
-        start = np.append(theta, np.log(margin) if beta else 0.0)
+        start = np.append(theta, np.log(margins) if beta else np.zeros(count))
         from scipy.integrate import solve_ivp  # here: to act in a world takes no scipy
         result = solve_ivp(velocity, (0, times[-1]), start, "LSODA", times, rtol=1e-12, atol=1e-13)
         if not result.success:
             raise ArithmeticError(f"C-NPG could not be integrated: {result.message}")
-        return result.y[:-1].T.reshape(-1, *self.r.shape), result.y[-1] if beta else np.nan * result.y[-1]
+        log_m = result.y[-count:].T.reshape(-1, *np.shape(self.limit))
+        return result.y[:-count].T.reshape(-1, *self.r.shape), log_m if beta else np.nan * log_m
 
     # --- the best that any policy can do ---
 
-    def optimum(self, limit: float | None = None, objective: Array | None = None) -> Optimum:
+    def optimum(self, limit: float | Array | None = None, objective: Array | None = None) -> Optimum:
         """max_rho <rho, objective> subject to <rho, c> <= limit and rho an occupancy: a linear program.
 
-        Defaults: `limit` = the world's own, `objective` = r. `limit=np.inf` drops the budget. In a state that
-        is never visited the policy is uniform. Raises ValueError if no policy is that cheap.
-        """
+        Defaults: `limit` = the world's own, `objective` = r. `limit=np.inf` drops the budget, or all of them.
+        In a state that is never visited the policy is uniform. Raises ValueError if no policy is that cheap,
+        with the weights that prove it (`least_excess`)."""
         S, A = self.r.shape
         limit = self.limit if limit is None else limit
         objective = self.r if objective is None else objective
-        # Bellman flow: what leaves t equals what starts in t plus what arrives there.
-        flow = np.repeat(np.eye(S), A, axis=1) - self.gamma * self.P.reshape(S * A, S).T
-        budget = {} if np.isinf(limit) else {"A_ub": self.c.reshape(1, -1), "b_ub": [limit]}
-        tight = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
-        from scipy.optimize import linprog
-        result = linprog(-objective.ravel(), A_eq=flow, b_eq=(1 - self.gamma) * self.mu, method="highs",
-                         options=tight, **budget)
+        costs = self.c.reshape(-1, S * A)
+        limits = np.broadcast_to(limit, len(costs))
+        finite = ~np.isinf(limits)
+        result = self._program(-objective.ravel(), costs[finite], limits[finite])
+        if result.status == 2:
+            weights, excess = self.least_excess(limit)
+            raise ValueError(f"No policy of this world has J_c <= {limit}: in the mean, with weights "
+                             f"{weights.round(3)}, any exceeds its budget by {excess:.3g} or more.")
         if not result.success:
-            raise ValueError(f"No policy of this world has J_c <= {limit}: {result.message}")
+            raise ArithmeticError(f"The linear program could not be solved: {result.message}")
         rho = np.maximum(result.x.reshape(S, A), 0)
         d = rho.sum(axis=1, keepdims=True)
         pi = np.where(d > 0, rho / np.where(d > 0, d, 1), 1 / A)
-        dual = -result.ineqlin.marginals[0] if budget else 0.0
-        return Optimum(float(-result.fun), float(np.sum(rho * self.c)), float(dual), rho, pi)
+        cost, dual = costs @ rho.ravel(), np.zeros(len(costs))
+        dual[finite] = -result.ineqlin.marginals
+        if self.c.ndim == 2:
+            cost, dual = float(cost[0]), float(dual[0])
+        return Optimum(float(-result.fun), cost, dual, rho, pi)
+
+    def least_excess(self, limit: float | Array | None = None) -> tuple[Array, float]:
+        """Weights (m,) >= 0 of sum 1, and the least weighted excess, min_rho sum_i weights_i (J_i - b_i).
+
+        It is also the least that the largest J_i - b_i can be, since the weights are the dual variables of
+
+            min_rho t   subject to   <rho, c_i> - b_i <= t.
+
+        So a positive one certifies that no policy meets all budgets, and some policy does otherwise.
+        """
+        S, A = self.r.shape
+        costs = self.c.reshape(-1, S * A)
+        limits = np.broadcast_to(self.limit if limit is None else limit, len(costs))
+        result = self._program(np.append(np.zeros(S * A), 1.0),
+                               np.hstack([costs, -np.ones((len(costs), 1))]), limits)
+        if not result.success:
+            raise ArithmeticError(f"The linear program could not be solved: {result.message}")
+        return -result.ineqlin.marginals, float(result.fun)
+
+    def _program(self, objective: Array, costs: Array, limits: Array):
+        """min objective.x subject to costs.x <= limits, where x begins with an occupancy, which is >= 0."""
+        S, A = self.r.shape
+        # Bellman flow: what leaves t equals what starts in t plus what arrives there.
+        flow = np.zeros((S, len(objective)))
+        flow[:, : S * A] = np.repeat(np.eye(S), A, axis=1) - self.gamma * self.P.reshape(S * A, S).T
+        bounds = [(0, None)] * (S * A) + [(None, None)] * (len(objective) - S * A)
+        tight = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+        from scipy.optimize import linprog
+        return linprog(objective, costs, limits, flow, (1 - self.gamma) * self.mu, bounds, "highs",
+                       options=tight)
 
 
 # --- the steps of TRPO and CPO, for comparison only ---
@@ -209,8 +248,7 @@ def trpo_step(g_r: Array, x_r: Array, g_c: Array, x_c: Array, delta: float) -> t
     """argmax g_r.s subject to s.F s / 2 <= delta [nats]: s = sqrt(2 delta / g_r.x_r) x_r, and 0 if g_r = 0.
 
     From gradients g and natural directions x = F^+ g, flat; the cost is not looked at. TRPO (Schulman et al.,
-    arXiv 1502.05477), appendix C. Returns the step and its first-order changes.
-    """
+    arXiv 1502.05477), appendix C. Returns the step and its first-order changes."""
     q = float(g_r @ x_r)
     step = math.sqrt(2 * delta / q) * x_r if q > 0 else np.zeros_like(x_r)
     return step, {"reward_change": float(g_r @ step), "cost_change": float(g_c @ step)}
@@ -304,6 +342,25 @@ def garnet(seed: int = 0, sparse_cost: bool = False) -> TabularCMDP:
     return replace(world, limit=cheapest if sparse_cost else (cheapest + dearest) / 2)
 
 
+def corridor(limit: tuple[float, float] = (0.3, 0.15), slip: float = 0.2) -> TabularCMDP:
+    """Two ways to be unsafe: three lanes, of which the left and the right one pay more, and cost 1 a step,
+    each another cost; the corridor between them is free.
+
+    Actions: a lane to the left, stay, a lane to the right; with the probability `slip` one ends a lane beside
+    the one that was meant, at either side. So what avoids one cost incurs the other: each of the budgets
+    (.05, .05) can be met alone, but not both."""
+    P = np.zeros((3, 3, 3))
+    for lane in range(3):
+        for action in range(3):
+            meant = min(max(lane + action - 1, 0), 2)
+            P[lane, action, meant] += 1 - slip
+            for side in (-1, 1):
+                P[lane, action, min(max(meant + side, 0), 2)] += slip / 2
+    lanes, pay = np.eye(3), np.array([2.0, 1.0, 1.5])
+    r, c = np.repeat(pay[:, None], 3, axis=1), np.repeat(lanes[[0, 2], :, None], 3, axis=2)
+    return TabularCMDP(P, r, c, 0.9, mu=lanes[1], limit=np.array(limit), names=("left", "right"))
+
+
 # --- the same worlds, sampled ---
 
 
@@ -332,13 +389,16 @@ class TabularEnv(gym.Env):
         s, a, world = self.state, int(action), self.world
         self.state = self.np_random.choice(len(world.mu), p=world.P[s, a])
         terminated = bool(self.np_random.random() < 1 - world.gamma)
-        return self._observation(), float(world.r[s, a]), terminated, False, {"cost": float(world.c[s, a])}
+        costs = {f"cost_{name}": float(cost[s, a]) for name, (cost, _) in zip(world.names, world.budgets())}
+        info = {"cost": float(np.sum(world.c[..., s, a])), **costs}
+        return self._observation(), float(world.r[s, a]), terminated, False, info
 
     def _observation(self) -> Array:
         return np.eye(len(self.world.mu))[self.state]
 
 
-for _name, _world in {"TwoState-v0": two_state, "HazardGrid-v0": hazard_grid, "Garnet-v0": garnet}.items():
+for _name, _world in {"TwoState-v0": two_state, "HazardGrid-v0": hazard_grid, "Garnet-v0": garnet,
+                      "Corridor-v0": corridor}.items():
     gym.register(_name, entry_point=TabularEnv, kwargs={"make_world": _world})
 
 

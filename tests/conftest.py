@@ -137,6 +137,27 @@ C9 printed | C-TRPO (summary), mechanism 1 | fails as printed
 C9 corrected | C-TRPO (summary), mechanism 1 | holds as corrected
     for -log x it does; for x log x it tends to the margin and is infinite only from there on
     both barriers, at (1 - 1e-13) of margins from 1e-300 to 1e150, and beyond
+A4 step | C-TRPO with several budgets, the step | holds
+    the natural reward step for H = F + sum w_i g_i g_i^T takes two products with F^-1 a cost, and m x m
+    random metrics, 2 to 4 costs, w_i g_i.x_i of 0 and of .001 to 1e12, dependent and zero gradients
+A4 safe | C-TRPO with several budgets, safety | holds
+    the exact divergence, with a barrier for each budget, keeps all J_i below b_i, by construction
+    tried: rounding, and that it gains; whole runs in a corridor and on Garnets of two costs, delta .1
+A4 recovery | C-TRPO with several budgets, recovery | holds
+    while one cost recovers, the barriers of the others, and the exact divergence, keep these below
+    a corridor between two costs, from either side, 200 steps, both barriers
+A4 two | C-TRPO with several budgets, recovery | holds
+    of two costs in recovery each falls by sqrt((1 + rho) / 2) of its best, to first order
+    random metrics and gradients, costs in units of their own
+A4 three printed | C-TRPO with several budgets, recovery | fails as printed
+    of any number of costs in recovery none rises, to first order
+    three gradients in the plane, at 20, -20 and 180 degrees
+A4 flow | C-NPG with several budgets | holds
+    V_t tends to the optimum with all budgets; for -log x as m beta / t, if m of them bind
+    a corridor between two costs, both barriers, beta .1
+A4 zero | SB-TRPO with several costs | holds
+    budgets of zero for all costs are one budget of zero, for a sum with any weights
+    the optimum of sparse Garnets of two costs; SB-TRPO in a corridor, with two pairs of weights
 B14 | C-TRPO, limits | holds
     the step is TRPO's as beta -> 0 and as m -> infinity; with the exact barrier CPO's as beta -> 0
     the plane, rho = .6, both barriers

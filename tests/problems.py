@@ -1,6 +1,7 @@
 """What several files of tests are about: worlds, policies, random problems, and exact training on them."""
 import functools
 import math
+from dataclasses import replace
 
 import autograd.numpy as anp
 import numpy as np
@@ -46,8 +47,7 @@ def first_order(world: TabularCMDP, theta: np.ndarray, delta: float = 0.01) -> t
 
     A gradient counts as zero when the best step changes its objective by less than 1e-8 of the largest reward
     or cost. Exact runs exhaust the cost; rounding then leaves g.x near 1e-17, of either sign, and a best
-    change of 1e-9 that means nothing (see `test_exhausted_cost_leaves_the_reward_step`).
-    """
+    change of 1e-9 that means nothing (see `test_exhausted_cost_leaves_the_reward_step`)."""
     vectors = []
     for f in (world.r, world.c):
         g, x = world.gradient(theta, f).ravel(), world.natural_direction(theta, f).ravel()
@@ -102,8 +102,7 @@ def train_exactly(world, update, beta, iterations, limit=None, theta=None, delta
     J_c)].
 
     A step is accepted if its exact KL is at most delta and its surrogate cost does not rise, or not above the
-    margin b - J_c that is left of a budget. Stops early when `until(J_r, J_c)`.
-    """
+    margin b - J_c that is left of a budget. Stops early when `until(J_r, J_c)`."""
     theta = np.zeros(world.r.shape) if theta is None else theta
     path = [(world.J(theta, world.r), world.J(theta, world.c))]
     for _ in range(iterations):
@@ -249,3 +248,43 @@ def dense(product, size: int) -> np.ndarray:
 UNSCALED = sbtrpo.Actor(sbtrpo.Policy((2, 3, 2), True), np.zeros(0), np.zeros(2), np.ones(2))
 
 IDS = {"TwoState-v0": two_state, "HazardGrid-v0": hazard_grid, "Garnet-v0": garnet}
+
+
+def vectors_of_costs(world, theta, delta: float = 0.01) -> tuple:
+    """(g_r, x_r, G, X), flat, with a row of G and X for each cost: as an update with several budgets takes
+    them, and zero where `first_order` says so."""
+    pairs = [first_order(replace(world, c=c), theta, delta) for c, _ in world.budgets()]
+    return *pairs[0][:2], np.array([pair[2] for pair in pairs]), np.array([pair[3] for pair in pairs])
+
+
+def barriers_training(world, barrier, beta, iterations, theta, delta=0.01, exact=True,
+                      left_out=()) -> np.ndarray:
+    """`barrier_training` with several budgets, from recovery where a budget is broken, hysteresis .8; rows
+    (J_r, J_1, ..., J_m). In recovery no cost above its budget may rise by more than the step promised.
+    Barriers that are `left_out` are nowhere; nor do their costs recover."""
+    path, recovery = [[world.J(theta, f) for f in (world.r, *world.c)]], np.zeros(len(world.c), bool)
+    for _ in range(iterations):
+        old, J = theta, np.array(path[-1][1:])
+        threshold = world.limit * np.where(recovery, 0.8, 1.0)
+        recovery = np.greater_equal(J, threshold)
+        recovery[list(left_out)], margins = False, world.limit - J
+        margins[list(left_out)] = np.inf
+        step, info = ctrpo.barriers_step(*vectors_of_costs(world, old, delta), delta, beta, margins, barrier,
+                                         recovery)
+
+        def judge(new, old=old, J=J, margins=margins, recovery=recovery, info=info):
+            changes = [world.J(new, c) - J_c if exact else world.surrogate(old, new, c)
+                       for c, J_c in zip(world.c, J)]
+            divergence = world.kl(old, new)
+            for i, change in enumerate(changes):
+                if not recovery[i] and margins[i] < np.inf:
+                    divergence += beta * barrier_divergence(change, margins[i], barrier)
+            promised = np.maximum(info["cost_change"], 1e-14)
+            worse = (changes > promised)[recovery].any()
+            if not recovery.any():
+                worse = world.surrogate(old, new, world.r) < -1e-14
+            return "divergence" if not divergence <= delta else "worse" if worse else "", {}
+
+        theta, _ = ctrpo.line_search(judge, old, step.reshape(old.shape))
+        path.append([world.J(theta, f) for f in (world.r, *world.c)])
+    return np.array(path)

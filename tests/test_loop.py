@@ -891,7 +891,7 @@ def test_margin_is_budget_less_cost_and_recovery_ends_below_its_share(world, run
             running.append(np.mean(last))
         J_c, b = np.mean(running if world == "window" else costs), epoch.config.cost_limit
         recovery = J_c >= b * (epoch.config.hysteresis if recovery else 1)
-        assert epoch.update.recovery is bool(recovery)
+        assert epoch.update.recovery == bool(recovery)
         check(f"margin - (b - J_c), {world}", abs(epoch.update.margin - (b - J_c)), at_most=1e-9)
         between.add((recovery, bool(epoch.config.hysteresis * b <= J_c < b)))
     assert {recovery for recovery, _ in between} == {True, False}

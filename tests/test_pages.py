@@ -39,6 +39,7 @@ HOW = {
     "uv run tools/report.py report runs": (SHORT, ""),
     "uv run tools/report.py": (SLOW, ""),
     "uv run --with distributed==2026.8.0 sbtrpo.py": (SLOW, TINY),
+    "uv run ctrpo.py --task": (SLOW, TINY),
     "uv run strpo.py": (SLOW, f"{TINY} --unsafe-steps 2000"),
     "uv run studies/film.py": (SLOW, ""),
     "uv run studies/figures.py": (SLOW, ""),

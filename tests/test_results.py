@@ -50,7 +50,7 @@ def test_index_says_what_a_folder_holds(folder):
     _, command, commit, seeds, steps, shows = RUNS[folder.name]
     runs = sorted(folder.glob("seed-*"))
     configs = [json.loads((run / "config.json").read_text())["config"] for run in runs]
-    script, *words = shlex.split(command)
+    script = shlex.split(command)[0]
     name = f"{script.removesuffix('.py')}-{configs[0]['task']}-"
     assert re.match(rf"(development-)?{re.escape(name)}[\w.]", folder.name)
     assert {config["task"] for config in configs} == {configs[0]["task"]} and shows
@@ -62,13 +62,14 @@ def test_index_says_what_a_folder_holds(folder):
     ends = [int(epochs(run)[-1]["Train/TotalSteps"]) / 1e6 for run in runs]
     least, most = f"{min(ends):.2f}M", f"{max(ends):.2f}M"
     assert steps == (least if least == most else f"{least} to {most}")
-    options = dict(zip(words[::2], words[1::2]))
+    options = {name: values.split() for name, values in re.findall(r"(--\S+) ((?:(?!--)\S+ ?)+)", command)}
     for option in ("--resume", "--unsafe", "--total-steps"):  # RUN, RUN, and what may have been raised
         options.pop(option, None)
     for config in configs:
-        for option, value in options.items():
+        for option, values in options.items():
             kept = config.get(option.removeprefix("--").replace("-", "_"))
-            assert type(kept)(value) == kept, f"{option} {value}"
+            kept = kept if isinstance(kept, list) else [kept]
+            assert [type(one)(value) for one, value in zip(kept, values, strict=True)] == kept, option
 
 
 def test_no_data_are_there_twice():

@@ -16,6 +16,7 @@ mean action, or the most likely one. Both meet the same worlds.
 
 return       sum of rewards of an episode, undiscounted                         mean over episodes
 cost         sum of costs of an episode, undiscounted                           mean over episodes
+cost_NAME    the same of a cost that the run's --costs names, whose sum is cost  in --output alone
 safety       an episode is safe if its cost is 0                                share of the episodes
 safe reward  the return of a safe episode, and 0 for any other one              mean over episodes
 goals        steps of a safe episode with info["goal_met"], as Safety           mean over safe episodes
@@ -64,11 +65,12 @@ class Goals(gymnasium.Wrapper):
         return values
 
 
-def play(algorithm, env, actor, key: tuple, deterministic: bool, noise: float, watch=lambda: None):
-    """[return, cost, goals] of one episode, undiscounted; `watch` is called before every step."""
+def play(algorithm, env, actor, key: tuple, deterministic: bool, noise: float, watch=lambda: None, costs=()):
+    """[return, cost, goals, and each cost that `costs` names] of one episode, undiscounted; `watch` is called
+    before every step."""
     streams = np.random.SeedSequence(key, spawn_key=(1,)).spawn(3)
     world, choice, disturbance = map(np.random.default_rng, streams)
-    start, totals, ended = int(world.integers(2**32)), np.zeros(2), False
+    start, totals, ended = int(world.integers(2**32)), np.zeros(2 + len(costs)), False
     np.random.seed(start)  # for environments with random numbers of their own
     random.seed(start)
     env, act = Goals(env), actor.acting(None if deterministic else choice)
@@ -79,13 +81,13 @@ def play(algorithm, env, actor, key: tuple, deterministic: bool, noise: float, w
             action = act(observation)
             if disturbance.random() < noise:
                 action = uniform_action(env.action_space, disturbance)
-            observation, reward, cost, terminated, truncated = algorithm.env_step(env, action)
-            totals += reward, cost
+            observation, reward, cost, terminated, truncated = algorithm.env_step(env, action, costs)
+            totals += np.append([reward, np.sum(cost)], cost if costs else [])
             ended = terminated or truncated
     except (Exception, SystemExit) as error:
         text = f"evaluation episode {key[-1]}: {type(error).__name__}: {error}"
         raise algorithm.Failure(text) from None
-    return np.array([*totals, env.count])
+    return np.array([*totals[:2], env.count, *totals[2:]])
 
 
 def uniform_action(space, rng: np.random.Generator):
@@ -97,11 +99,12 @@ def uniform_action(space, rng: np.random.Generator):
     return rng.uniform(-1, 1, int(np.prod(space.shape)))
 
 
-def run_key(name: str, task: str, actor, key: tuple, deterministic: bool, noise: float) -> np.ndarray:
+def run_key(name: str, task: str, actor, key: tuple, deterministic: bool, noise: float,
+            costs: tuple = ()) -> np.ndarray:
     """`play` in a worker, which makes the environment once."""
     algorithm = importlib.import_module(name)
     env = algorithm.env_of_thread(task, threading.get_ident())
-    return play(algorithm, env, actor, key, deterministic, noise)
+    return play(algorithm, env, actor, key, deterministic, noise, costs=costs)
 
 
 def load(run: Path) -> tuple:
@@ -162,16 +165,18 @@ def share_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, 
     return max(0.0, float(centre * (middle - half))), min(1.0, float(centre * (middle + half)))
 
 
-def summary(totals: np.ndarray) -> dict:
-    """{metric: (mean, low, high)} of (n, 3) returns, costs and goals; the mean of no goals is None."""
-    returns, costs, goals = totals.T
+def summary(totals: np.ndarray, names: tuple = ()) -> dict:
+    """{metric: (mean, low, high)} of (n, 3 + names) returns, costs, goals, and named costs; the mean of no
+    goals is None."""
+    returns, costs, goals, *named = totals.T
     safe = costs == 0
     result = {"safety": (float(safe.mean()), *share_interval(int(safe.sum()), len(safe)))}
     for name, values in (("return", returns), ("cost", costs), ("safe reward", returns * safe)):
         result[name] = (float(values.mean()), *mean_interval(values))
     mean = float(goals[safe].mean()) if safe.any() else None
     result["goals"] = (mean, *mean_interval(goals[safe]))
-    return {name: result[name] for name in METRICS}
+    parts = {f"cost_{name}": (float(x.mean()), *mean_interval(x)) for name, x in zip(names, named)}
+    return {name: result[name] for name in METRICS} | parts
 
 
 def evaluate(executor, loaded: tuple, options: argparse.Namespace, noise: float) -> dict:
@@ -182,10 +187,10 @@ def evaluate(executor, loaded: tuple, options: argparse.Namespace, noise: float)
               "training_seed": config.seed, "steps": state["steps"]}
     for policy in POLICIES:
         futures = [executor.submit(run_key, name, config.task, actor, (options.seed, config.seed, index),
-                                   policy == "deterministic", noise)
+                                   policy == "deterministic", noise, tuple(config.costs))
                    for index in range(options.episodes)]
         bar = tqdm(futures, policy, unit="episode", leave=False, disable=not sys.stderr.isatty())
-        result[policy] = summary(np.array([future.result() for future in bar]))
+        result[policy] = summary(np.array([future.result() for future in bar]), config.costs)
     return result
 
 
@@ -261,7 +266,8 @@ def film(loaded: tuple, options: argparse.Namespace) -> str:
             frames.append(Image.fromarray(env.render()))
 
     try:
-        total, cost, _ = play(algorithm, env, actor, key, False, options.action_noise[0], watch)
+        total, cost, *_ = play(
+            algorithm, env, actor, key, False, options.action_noise[0], watch, tuple(config.costs))
     finally:
         env.close()
     frames[0].save(options.video, save_all=True, append_images=frames[1:], duration=40, loop=0)
@@ -279,7 +285,7 @@ def table(results: dict, spread: dict) -> str:
     """One row for a run and policy, then one for a folder of runs and policy."""
     rows = [("run", "policy", *METRICS)]
     for run, policy in itertools.product(results, POLICIES):
-        cells = [cell(*value) for value in results[run][policy].values()]
+        cells = [cell(*value) for value in map(results[run][policy].get, METRICS)]
         rows.append(("/".join(Path(run).parts[-4:]), policy, *cells))
     for folder, policy in itertools.product(spread, POLICIES):
         cells = ["-" if mean is None else f"{mean:.3g} +- {std:.2g}"

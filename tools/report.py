@@ -33,7 +33,8 @@ such intervals are too narrow; of one there is none.
 
 Final numbers are means over the epochs of the last tenth of the steps that all seeds of a label have come to
 (or of --steps). The cost regret is the integral of max(0, cost - limit) over the steps, by epochs, in cost
-per episode times million steps, for the limit in the runs' config.json, or --cost-limit. It is not the
+per episode times million steps, for the limit in the runs' config.json, or --cost-limit. (Of several budgets,
+cost and limit are their sums.) It is not the
 column of that name, which is a running mean in the release and a sum over epochs in ours. Nor are costs quite
 the same: theirs are running means over 50 episodes, ours means over the episodes of an epoch.
 
@@ -151,10 +152,10 @@ def read(folder: Path, label: str) -> Run | str:
         return f"{type(error).__name__} {error} in progress.csv"
     if not len(steps) or not {"return", "cost"} <= set(columns):
         return f"there is no {'return and cost' if len(steps) else 'epoch'} in progress.csv"
-    limit = config.get("cost_limit")
+    limit = config.get("cost_limit")  # of several budgets, the sum
+    limit = None if limit is None else float(np.sum(limit))
     return Run(folder, str(config.get("task", task)), algorithm, str(config.get("experiment", experiment)),
-               label, str(config.get("seed", folder.name)), None if limit is None else float(limit), steps,
-               columns)
+               label, str(config.get("seed", folder.name)), limit, steps, columns)
 
 
 def angle(change: np.ndarray, best: np.ndarray, kl: np.ndarray, delta: float) -> np.ndarray:
@@ -166,8 +167,9 @@ def angle(change: np.ndarray, best: np.ndarray, kl: np.ndarray, delta: float) ->
 
 
 def angles_of(folder: Path, rows: list[dict], config: dict) -> dict:
-    """Angles of all steps with the best reward and the best cost step, of a run that logs none."""
-    if not rows or "Misc/best_reward" not in rows[0] or "Misc/reward_angle" in rows[0]:
+    """Angles of all steps with the best reward and the best cost step, of a run that logs none and has one
+    budget."""
+    if not rows or "Misc/best_cost" not in rows[0] or "Misc/reward_angle" in rows[0]:
         return {}
     delta = config["delta"]
     if config.get("official_units"):  # the release's delta is for the mean over action dimensions

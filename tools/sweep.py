@@ -86,7 +86,9 @@ def value_of(field: dataclasses.Field, text: str):
     """The value of an option, from how it is written."""
     try:
         if field.type is tuple:
-            return tuple(map(type(field.default[0]), text.split(",")))
+            return tuple(map(type(field.default[0]) if field.default else str, text.split(",")))
+        if field.name == "cost_limit" and "," in text:  # a budget for each of --costs
+            return tuple(map(float, text.split(",")))
         return field.type(text)
     except ValueError:
         kind = {int: "a whole number", tuple: "numbers with commas"}.get(field.type, "a number")
@@ -116,7 +118,8 @@ def make_run(algorithm: str, experiment: str, options: dict[str, str]) -> Run:
     named = [f"{name.replace('_', '-')}-{name_of(values[name])}" for name in values if name not in UNNAMED]
     experiment = "_".join([experiment, *named])
     words = [word for name in values for word in ("--" + name.replace("_", "-"), *(
-        options[name].split(",") if fields[name].type is tuple else [options[name]]))]
+        options[name].split(",") if fields[name].type is tuple or name == "cost_limit"
+        else [options[name]]))]
     folder = Path("runs", experiment, re.sub(r"[^\w.-]", "-", config.task), algorithm, f"seed-{config.seed}")
     lengths = {"": config.total_steps}
     if algorithm == "strpo" and config.stage == "safe" and config.exclusion != "none" and not config.unsafe:
