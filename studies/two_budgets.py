@@ -2,8 +2,8 @@
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["numpy==2.2.6", "matplotlib==3.10.8"]
 # ///
-"""Two budgets beside one for their sum: `uv run studies/two_budgets.py FOLDER FOLDER`, each with the runs
-seed-0, seed-1, ... of `ctrpo.py --costs A B` or of strpo.py, the first with a budget for each cost.
+"""Two budgets beside one for their sum, in figures/: `uv run studies/two_budgets.py FOLDER FOLDER`, each with
+the runs seed-0, seed-1, ... of `ctrpo.py --costs A B` or of strpo.py, the first with a budget for each cost.
 
 It draws figures/two_budgets.png: return and each cost over the steps, a line for each folder, the mean of
 its seeds, and a band of a standard deviation (n - 1) to either side; dashed: the budgets. It prints a table:
