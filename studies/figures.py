@@ -21,8 +21,8 @@ least to the largest. Each seed is smoothed first: a point is the mean of the ep
 --window steps (default: 5% of the longest run). --paper draws the paper's safe reward and probability.
 
 `uv run studies/figures.py trust-regions`: figures/trust_regions.png; `grid`: figures/hazard_grid.png,
-exact runs of three update rules; `noise`: figures/noise.png, from results/noise.json; `all`: these three, and
-`two-state` and `table`, as `uv run tabular_cmdp.py` does.
+exact runs of three update rules; `noise`, `promise`: figures of these names, from results/noise.json and
+results/promise.json; `all`: these, and `two-state` and `table`, as `uv run tabular_cmdp.py` does.
 
 `uv run studies/figures.py two-state`: figures/two_state.png, all policies of the two-state world as a
 square, and the paths that ten safe ones take: the flows NPG and C-NPG, integrated, and TRPO, C-TRPO and
@@ -285,6 +285,49 @@ def noise(path: Path, source: Path = ROOT / "results" / "noise.json") -> None:
     save(figure, path)
 
 
+def promise(path: Path, source: Path = ROOT / "results" / "promise.json") -> None:
+    """What fresh episodes confirm of a step's promise: against n, the law, and what the log says."""
+    results = json.loads(source.read_text())
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    one, law, logged = figure.subplots(1, 3)
+    x = np.geomspace(1e-3, 30, 200)
+    law.semilogx(x, 1 / (1 + 1 / x), color="#444444", zorder=1)
+    logged.plot((0, 1), (0, 1), color="#444444", zorder=1)
+    tasks, stages = {}, ("0", "80000", "400000", "800000")
+    for name, result in results.items():
+        algorithm, *task, steps = name.split("-")
+        task = "-".join(task)
+        colour = COLOURS[tasks.setdefault((algorithm, task), len(tasks))]
+        style = {"marker": MARKERS[stages.index(steps)], "linestyle": "", "color": colour, "markersize": 5}
+        scales = [scale for scale in result["noise_scale"] if scale is not None]
+        for n, row in result["estimators"]["time"].items():
+            if row["kept"] is None:
+                continue
+            ends = np.array(row["interval"], float)
+            low, high = np.abs(ends - row["kept"])
+            if (algorithm, task) == next(iter(tasks)):
+                one.errorbar(int(n), row["kept"], [[low], [high]], **style, label=f"{int(steps):,} steps"
+                             if n == "10" else None)
+            if len(scales) == 2:
+                law.errorbar(int(n) / np.mean(scales), row["kept"], [[low], [high]], **style, alpha=0.7)
+            if "logged" in row:
+                logged.plot(row["kept"], row["logged"]["median"], **style, alpha=0.7)
+        if (algorithm, task) == next(iter(tasks)) and len(scales) == 2:
+            n = np.geomspace(8, 250, 50)
+            one.plot(n, 1 / (1 + np.mean(scales) / n), color=colour, linewidth=1, zorder=1)
+    one.set(xscale="log", xlabel="episodes in the batch, n", title="Kept / promised, SB-TRPO, CarCircle2")
+    one.legend(fontsize=9)
+    law.set(xlabel="n / n*", title="All policies; the law", ylim=(-0.25, 1.05))
+    logged.set(xlabel="kept", ylabel="Misc/kept, median of a batch", title="What the log says",
+               xlim=(-0.25, 1.05), ylim=(-0.75, 1.05))
+    names = {"sbtrpo": "SB-TRPO", "ctrpo": "C-TRPO", "strpo": "sTRPO"}
+    handles = [Line2D([], [], marker="o", linestyle="", color=COLOURS[k],
+                      label=f"{names[algorithm]}, {task.removeprefix('Safety').split('-v')[0]}")
+               for (algorithm, task), k in tasks.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, handletextpad=0.2, columnspacing=1)
+    save(figure, path)
+
+
 def two_state_panel(axis, world, square: tuple, paths: list, title: str) -> None:
     """Reward in shades of grey, the unsafe set hatched, the paths, and how many end at the optimum."""
     p, reward, cost = square
@@ -409,7 +452,7 @@ def two_numbers(text: str) -> list[float]:
 
 DRAWINGS = {"trust-regions": (trust_regions, "trust_regions.png"), "two-state": (two_state, "two_state.png"),
             "grid": (grid_story, "hazard_grid.png"), "table": (left_on_the_table, "left_on_the_table.png"),
-            "noise": (noise, "noise.png")}
+            "noise": (noise, "noise.png"), "promise": (promise, "promise.png")}
 
 
 def main(argv: list[str] | None = None) -> None:
