@@ -2,11 +2,12 @@
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["numpy==2.2.6", "matplotlib==3.10.8"]
 # ///
-"""Two budgets beside one for their sum, in figures/: `uv run studies/two_budgets.py FOLDER FOLDER`, each with
-the runs seed-0, seed-1, ... of `ctrpo.py --costs A B` or of strpo.py, the first with a budget for each cost.
+"""Which cost holds a run with two budgets, and one with a budget for their sum: a picture in figures/, by
+`uv run studies/two_budgets.py FOLDER FOLDER`. No result yet: studies/two_budgets.toml has the runs.
 
-It draws figures/two_budgets.png: return and each cost over the steps, a line for each folder, the mean of
-its seeds, and a band of a standard deviation (n - 1) to either side; dashed: the budgets. It prints a table:
+A folder has runs seed-0, seed-1, ... of ctrpo.py or strpo.py with two --costs; the first a budget for each.
+The picture: return and each cost over the steps, a line for each folder, the mean of its seeds, and a band
+of a standard deviation (n - 1) to either side; dashed: the budgets. It prints a table:
 return and each cost in the last tenth of the epochs, mean and standard deviation over seeds; and which cost
 holds a run, by the share of all epochs in which it was at or above its budget.
 """

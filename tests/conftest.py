@@ -149,8 +149,8 @@ A4 recovery | C-TRPO with several budgets, recovery | holds
 A4 two | C-TRPO with several budgets, recovery | holds
     of two costs in recovery each falls by sqrt((1 + rho) / 2) of its best, to first order
     random metrics and gradients, costs in units of their own
-A4 three printed | C-TRPO with several budgets, recovery | fails as printed
-    of any number of costs in recovery none rises, to first order
+A4 three | C-TRPO with several budgets, recovery | holds
+    of three costs in recovery one may rise, to first order
     three gradients in the plane, at 20, -20 and 180 degrees
 A4 flow | C-NPG with several budgets | holds
     V_t tends to the optimum with all budgets; for -log x as m beta / t, if m of them bind
