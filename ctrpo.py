@@ -1,11 +1,9 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
-#                 "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7",
-#                 "threadpoolctl==3.6.0"]
+# "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7", "threadpoolctl==3.6.0"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
-# override-dependencies = [
-#   "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
+# override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #   "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
 """C-TRPO: Constrained Trust Region Policy Optimisation (arXiv 2411.02957), in one file.
@@ -203,9 +201,8 @@ def train(config, run, state):
             critics = in_workers(executor, fits)  # while the policy is updated here
             unit = 1 / (1 - config.discount) if config.official_units else metrics["EpLen"]
             costs = unit * costs  # per step -> per episode (the release: discounted)
-            totals = by_budget(config, np.array([each.costs.sum(axis=0) for each in episodes]))
+            totals, limit = episode_costs(config, episodes)
             mean_cost, recent = windowed_cost(state["recent_costs"], totals, config.cost_window)
-            limit = np.array(config.cost_limit)  # b, (); with several budgets it all is (m,)
             threshold = limit * np.where(state["recovery"], config.hysteresis, 1.0)
             recovery, margin = mean_cost >= threshold, limit - mean_cost
             theta, info = update_policy(config, actor.policy, state["theta"], batch.observations,
@@ -508,6 +505,11 @@ def by_budget(config, costs):
     if np.ndim(config.cost_limit):
         return costs.T
     return costs if costs.ndim == 1 else costs.sum(axis=1)
+
+def episode_costs(config, episodes):
+    """Costs of episodes, (episodes,), and budget, (); with several budgets (m, episodes), (m,)."""
+    totals = by_budget(config, np.array([each.costs.sum(axis=0) for each in episodes]))
+    return totals, np.array(config.cost_limit)
 
 def budget_names(config):
     return [f"cost_{name}" for name in config.costs] if np.ndim(config.cost_limit) else ["cost"]

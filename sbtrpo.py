@@ -1,11 +1,9 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
-#                 "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7",
-#                 "threadpoolctl==3.6.0"]
+# "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7", "threadpoolctl==3.6.0"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
-# override-dependencies = [
-#   "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
+# override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #   "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
 """SB-TRPO: Safety-Biased Trust Region Policy Optimisation (arXiv 2512.23770), in one file.
@@ -479,6 +477,11 @@ def by_budget(config, costs):
     if np.ndim(config.cost_limit):
         return costs.T
     return costs if costs.ndim == 1 else costs.sum(axis=1)
+
+def episode_costs(config, episodes):
+    """Costs of episodes, (episodes,), and budget, (); with several budgets (m, episodes), (m,)."""
+    totals = by_budget(config, np.array([each.costs.sum(axis=0) for each in episodes]))
+    return totals, np.array(config.cost_limit)
 
 def budget_names(config):
     return [f"cost_{name}" for name in config.costs] if np.ndim(config.cost_limit) else ["cost"]
@@ -992,7 +995,7 @@ class Checked:
 ALGORITHM = "sbtrpo"
 CRITIC_OUTPUTS = {"reward": 1, "cost": 1}
 MEMORY = {}  # what the loop carries from epoch to epoch besides: nothing
-# paper: conventions of PyTorch's libraries, which average KL and damping over the action dimensions;
+# paper: conventions of PyTorch's libraries, which average KL and damping over action dimensions;
 # here are sums, for two of these. safe: batches grow tenfold in 3M steps.
 PRESETS = {"none": {}, "paper": {"advantage": "mc", "batch_steps": 20_000, "cg_iterations": 15,
                                  "delta": 0.02, "damping": 0.2, "initial_std": 1.0},

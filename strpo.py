@@ -1,11 +1,9 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
-#                 "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7",
-#                 "threadpoolctl==3.6.0"]
+# "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7", "threadpoolctl==3.6.0"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
-# override-dependencies = [
-#   "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
+# override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #   "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
 """sTRPO: Safe Trust Region Policy Optimisation (Rahman, Shefin, Gupta, Alqahtani), in one file.
@@ -192,9 +190,8 @@ def improve(config, run, state, unsafe=None):
 
             batch = make_batch(episodes, actor)  # n steps: observations (n, size), actions (n, k)
             rewards, costs, fits = estimate_advantages(config, batch, state)  # A_r, A_c: (n,)
-            totals = by_budget(config, np.array([each.costs.sum(axis=0) for each in episodes]))
+            totals, limit = episode_costs(config, episodes)
             mean_cost, exclusion = totals.mean(axis=-1), None
-            limit = np.array(config.cost_limit)  # b, (); with several budgets it all is (m,)
             multiplier, pid = pid_multiplier(state["pid"], mean_cost, limit, config.pid)
             if config.stage == "unsafe" and config.critic == "cvar":
                 costs, fits["quantile_critic"] = cvar_advantages(config, batch, state)
@@ -512,6 +509,11 @@ def by_budget(config, costs):
     if np.ndim(config.cost_limit):
         return costs.T
     return costs if costs.ndim == 1 else costs.sum(axis=1)
+
+def episode_costs(config, episodes):
+    """Costs of episodes, (episodes,), and budget, (); with several budgets (m, episodes), (m,)."""
+    totals = by_budget(config, np.array([each.costs.sum(axis=0) for each in episodes]))
+    return totals, np.array(config.cost_limit)
 
 def budget_names(config):
     return [f"cost_{name}" for name in config.costs] if np.ndim(config.cost_limit) else ["cost"]
