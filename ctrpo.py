@@ -1,7 +1,8 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
-# "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7", "threadpoolctl==3.6.0"]
+#   "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7",
+#   "threadpoolctl==3.6.0"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #   "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
