@@ -383,8 +383,8 @@ def main(argv: list[str] | None = None) -> None:
     names = ["-".join(map(str, case)) for case in CASES]
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="and keep the others")
     parser.add_argument("--episodes", type=int, help="of a pool (default 300 to 600)")
-    parser.add_argument("--real", nargs=2, type=int, default=(6, 60), metavar=("STEPS", "EPISODES"),
-                        help="steps whose new policies are played, and for how many episodes (default 6 60)")
+    parser.add_argument("--real", nargs=2, type=int, default=(4, 40), metavar=("STEPS", "EPISODES"),
+                        help="steps whose new policies are played, and for how many episodes (default 4 40)")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "promise.json")
     options = parser.parse_args(argv)
     threadpoolctl.threadpool_limits(1, "blas")
