@@ -899,7 +899,10 @@ def checksum(state):
 def save(run, config, state, row=None):
     """checkpoint.npz, the one before as checkpoint.previous.npz, and progress.csv, a row longer."""
     if row:
-        lines = [row.values()] if state["progress"] else [row, row.values()]
+        names = state["progress"].decode().partition("\n")[0].split(",")
+        lines = [[row.get(name, math.nan) for name in names]]  # of a run that had other columns
+        if not state["progress"]:
+            lines = row, row.values()
         state["progress"] += "".join(",".join(map(str, line)) + "\n" for line in lines).encode()
     np.savez(buffer := io.BytesIO(), checksum=checksum(state), **state)
     run.mkdir(parents=True, exist_ok=True)

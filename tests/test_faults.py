@@ -431,6 +431,19 @@ def test_damaged_checkpoints_are_never_accepted(tmp_path, monkeypatch, capsys):
             assert sbtrpo.load_run(run)[1]["steps"] == 0, name
 
 
+def test_a_resumed_run_keeps_its_columns(tmp_path):
+    """progress.csv of a version with other columns: a row has the values under their own names, nan where it
+    has none, and nothing under a name that the file does not have."""
+    config = sbtrpo.Config(task="environments:Walk-v0", hidden=(3,), total_steps=100, batch_steps=100)
+    state = sbtrpo.initial_state(config) | {"progress": b"old,both\n1,2\n"}
+    sbtrpo.save(tmp_path, config, state, {"new": 4, "both": 3})
+    assert (tmp_path / "progress.csv").read_text() == "old,both\n1,2\nnan,3\n"
+    fresh = sbtrpo.initial_state(config)
+    for value in (1, 2):
+        sbtrpo.save(tmp_path, config, fresh, {"new": value, "both": 3})
+    assert (tmp_path / "progress.csv").read_text() == "new,both\n1,3\n2,3\n"
+
+
 def test_a_scheduler_is_not_taken_from_a_file(tmp_path, monkeypatch):
     """Dask unpickles what a scheduler sends: a foreign run must not choose it."""
     monkeypatch.chdir(tmp_path)
