@@ -214,7 +214,7 @@ def train(config, run, state):
             metrics["EpCostRegret"] = state["regret"] + np.sum(over)
             state = advance(state, batch, theta, critics(), metrics["EpCostRegret"])
             state |= {"recovery": recovery, "recent_costs": recent}
-            info |= {"mean_cost": mean_cost, "recovery": 1 * recovery}
+            info |= {"mean_cost": mean_cost, "recovery": recovery.astype(int)}
             log(run, config, state, metrics, info, started, collected)
     finally:
         stop(executor)
@@ -1046,7 +1046,7 @@ def barriers_step(reward_gradient, reward_direction, cost_gradients, cost_direct
     stiffness = beta / (2 * delta) * best[1:] ** 2 / np.where(recovery, 1.0, margins) ** power
     goal = np.append(1.0, np.zeros(len(margins)))  # weights of the best steps
     if np.any(recovery):
-        goal = np.append(0.0, -1.0 * recovery)
+        goal = np.append(0.0, -recovery.astype(float))
     kept = 1 + np.flatnonzero(~recovery & (stiffness > 0))
     system = cosines[np.ix_(kept, kept)] + np.diag(1 / stiffness[kept - 1])
     weights = goal.copy()

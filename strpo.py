@@ -148,8 +148,7 @@ def update_policy(config, policy, theta, observations, actions, advantages, excl
         step, info = fixed_step(*vectors, config.lambda_2)
     if config.reverse and not info["feasible"]:  # Eq. 10, towards unsafe
         step = -step
-    info["kept"] = share_kept(config, policy, theta, observations, gradient_of, lengths,
-                              advantages)
+    info["kept"] = share_kept(config, policy, theta, observations, gradient_of, lengths, advantages)
     old = distributions(policy, theta, observations)
     gain, promised = float(gradient @ step), float(away @ step)
     met = promised >= demand - 1e-9 * abs(demand)  # to first order, up to rounding

@@ -543,8 +543,8 @@ SEVERAL = [
     *only("ctrpo", "barriers do not see each other", "system = cosines[np.ix_(kept, kept)] + ",
         "system = np.eye(len(kept)) + ", "tests/test_budgets.py::test_step_with_several_budgets_is_the_"
         "natural_step_of_the_dense_hessian"),
-    *only("ctrpo", "costs in recovery have units", "goal = np.append(0.0, -1.0 * recovery)",
-        "goal = np.append(0.0, -best[1:] * recovery)",
+    *only("ctrpo", "costs in recovery have units", "-recovery.astype(float))",
+        "-best[1:] * recovery)",
         "tests/test_budgets.py::test_two_violated_costs_both_fall_and_of_three_one_may_rise"),
     *shared("one budget is for the first of the costs", "costs.sum(axis=1)", "costs[:, 0]",
         FILE + "test_one_budget_for_named_costs_is_one_for_their_sum"),
