@@ -139,7 +139,7 @@ def update_policy(config, policy, theta, observations, actions,
         config.delta, config.beta, margin, config.barrier, recovery)
     info |= {"reward_residual": reward_residual, "cost_residual": cost_residual}
     kept = functools.partial(share_kept, config, policy, theta, observations, gradient, lengths)
-    info["kept"] = for_each(kept, cost_advantages)
+    info["kept"] = for_each(kept, cost_advantages, cost_gradient)
 
     old = distributions(policy, theta, observations)
     rounding = np.finfo(old.dtype).eps * np.abs(cost_advantages).max(axis=-1)
@@ -396,15 +396,16 @@ def fisher_product(policy, theta, observations, damping):
 
     return product
 
-def share_kept(config, policy, theta, observations, gradient, lengths, weights):
+def share_kept(config, policy, theta, observations, gradient, lengths, weights, whole):
     """What fresh episodes will confirm of the promise g.step, 1 / (1 + n* / n), estimated from the
     same batch: 2 c / (1 + c), with c the cosine in the F^-1 metric of the gradients of two halves
-    of its episodes; F is of some 300 states. One estimate is rough: take the median of twenty. NaN
-    for less than two episodes, or where a half has no gradient."""
+    of its episodes; whole is their mean gradient, F of some 300 states. One estimate is rough: take
+    the median of twenty. NaN for less than two episodes, or where a half has no gradient."""
     if len(lengths) < 2:
         return math.nan
     first = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
-    parts = gradient(np.where(first, weights, 0.0)), gradient(np.where(first, 0.0, weights))
+    part = gradient(np.where(first, weights, 0.0) / len(weights))
+    parts = part, whole - part
     fisher = fisher_product(policy, theta, observations[:: len(first) // 300 + 1], config.damping)
     x, y = (conjugate_gradients(fisher, g, config.cg_iterations)[0] for g in parts)
     squares = (parts[0] @ x) * (parts[1] @ y)
@@ -636,18 +637,20 @@ def to_vector(space, observation):
 
 def step_cost(info, names):
     """A number, info["cost"]; with --costs an array, of info["cost_NAME"], or of a dict's keys."""
-    given, named = info.get("cost"), {key[5:]: info[key] for key in info if key.startswith("cost_")}
-    if isinstance(given, dict):
-        given, named = None, given
-    if given is None and not names:
-        named = ", ".join(named) or "none"
+    given = info.get("cost")
+    if not (names or given is None or isinstance(given, dict)):
+        return np.asarray(given).item()  # one number
+    named = given
+    if not isinstance(given, dict):
+        named = {key[5:]: info[key] for key in info if key.startswith("cost_")}
+    known = ", ".join(named) or "none"
+    if not names:
         raise ValueError("the environment gives no cost, as info['cost'] or a sixth value of step; "
-                         f"for --costs: {named}")
+                         f"for --costs: {known}")
     if not set(names) <= set(named):
-        named, names = ", ".join(named) or "none", ", ".join(names)
-        raise ValueError(f"the environment gives not all of {names}; for --costs: {named}")
-    costs = [np.asarray(named[name]).item() for name in names]  # one number each
-    return np.array(costs, float) if names else np.asarray(given).item()
+        text = f"the environment gives not all of {', '.join(names)}; for --costs: {known}"
+        raise ValueError(text)
+    return np.array([np.asarray(named[name]).item() for name in names], float)  # one number each
 
 def env_step(env, output, costs=()):
     """(observation, reward, cost, terminated, truncated) after the action that is meant."""
@@ -1059,11 +1062,11 @@ def barriers_step(reward_gradient, reward_direction, cost_gradients, cost_direct
                   "reward_change": float(reward_gradient @ step),
                   "cost_change": gradients[1:] @ step}
 
-def for_each(function, rows):
-    """function(rows); with a row for each of several budgets, what it gives of each, stacked."""
-    if rows.ndim == 1:
-        return function(rows)
-    found = [function(row) for row in rows]
+def for_each(function, *arrays):
+    """function(*arrays); if these have a row for each of several budgets, that of each, stacked."""
+    if arrays[0].ndim == 1:
+        return function(*arrays)
+    found = [function(*rows) for rows in zip(*arrays)]
     return tuple(map(np.array, zip(*found))) if isinstance(found[0], tuple) else np.array(found)
 
 ALGORITHM = "ctrpo"

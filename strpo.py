@@ -148,7 +148,8 @@ def update_policy(config, policy, theta, observations, actions, advantages, excl
         step, info = fixed_step(*vectors, config.lambda_2)
     if config.reverse and not info["feasible"]:  # Eq. 10, towards unsafe
         step = -step
-    info["kept"] = share_kept(config, policy, theta, observations, gradient_of, lengths, advantages)
+    info["kept"] = share_kept(config, policy, theta, observations, gradient_of, lengths,
+                              advantages, gradient)
     old = distributions(policy, theta, observations)
     gain, promised = float(gradient @ step), float(away @ step)
     met = promised >= demand - 1e-9 * abs(demand)  # to first order, up to rounding
@@ -399,15 +400,16 @@ def fisher_product(policy, theta, observations, damping):
 
     return product
 
-def share_kept(config, policy, theta, observations, gradient, lengths, weights):
+def share_kept(config, policy, theta, observations, gradient, lengths, weights, whole):
     """What fresh episodes will confirm of the promise g.step, 1 / (1 + n* / n), estimated from the
     same batch: 2 c / (1 + c), with c the cosine in the F^-1 metric of the gradients of two halves
-    of its episodes; F is of some 300 states. One estimate is rough: take the median of twenty. NaN
-    for less than two episodes, or where a half has no gradient."""
+    of its episodes; whole is their mean gradient, F of some 300 states. One estimate is rough: take
+    the median of twenty. NaN for less than two episodes, or where a half has no gradient."""
     if len(lengths) < 2:
         return math.nan
     first = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
-    parts = gradient(np.where(first, weights, 0.0)), gradient(np.where(first, 0.0, weights))
+    part = gradient(np.where(first, weights, 0.0) / len(weights))
+    parts = part, whole - part
     fisher = fisher_product(policy, theta, observations[:: len(first) // 300 + 1], config.damping)
     x, y = (conjugate_gradients(fisher, g, config.cg_iterations)[0] for g in parts)
     squares = (parts[0] @ x) * (parts[1] @ y)
@@ -639,18 +641,20 @@ def to_vector(space, observation):
 
 def step_cost(info, names):
     """A number, info["cost"]; with --costs an array, of info["cost_NAME"], or of a dict's keys."""
-    given, named = info.get("cost"), {key[5:]: info[key] for key in info if key.startswith("cost_")}
-    if isinstance(given, dict):
-        given, named = None, given
-    if given is None and not names:
-        named = ", ".join(named) or "none"
+    given = info.get("cost")
+    if not (names or given is None or isinstance(given, dict)):
+        return np.asarray(given).item()  # one number
+    named = given
+    if not isinstance(given, dict):
+        named = {key[5:]: info[key] for key in info if key.startswith("cost_")}
+    known = ", ".join(named) or "none"
+    if not names:
         raise ValueError("the environment gives no cost, as info['cost'] or a sixth value of step; "
-                         f"for --costs: {named}")
+                         f"for --costs: {known}")
     if not set(names) <= set(named):
-        named, names = ", ".join(named) or "none", ", ".join(names)
-        raise ValueError(f"the environment gives not all of {names}; for --costs: {named}")
-    costs = [np.asarray(named[name]).item() for name in names]  # one number each
-    return np.array(costs, float) if names else np.asarray(given).item()
+        text = f"the environment gives not all of {', '.join(names)}; for --costs: {known}"
+        raise ValueError(text)
+    return np.array([np.asarray(named[name]).item() for name in names], float)  # one number each
 
 def env_step(env, output, costs=()):
     """(observation, reward, cost, terminated, truncated) after the action that is meant."""

@@ -209,7 +209,8 @@ class Judge:
             gradient, _ = case.script.policy_gradient(case.actor.policy, case.actor.theta, batch.observations,
                                                       batch.actions)
             shares.append(case.script.share_kept(case.config, case.actor.policy, case.actor.theta,
-                                                 batch.observations, gradient, batch.lengths, weights))
+                                                 batch.observations, gradient, batch.lengths, weights,
+                                                 gradient(weights / len(weights))))
         share = np.median(shares)
         return len(order) * (1 / share - 1) if share > 0 else math.inf
 

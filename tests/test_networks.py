@@ -161,7 +161,8 @@ def test_kept_is_of_the_cosine_of_two_halves(policy):
 
     def kept(weights, lengths, observations=observations, actions=actions):
         gradient, _ = sbtrpo.policy_gradient(policy, theta, observations, actions)
-        return sbtrpo.share_kept(config, policy, theta, observations, gradient, lengths, weights)
+        return sbtrpo.share_kept(config, policy, theta, observations, gradient, lengths, weights,
+                                 gradient(weights / len(weights)))
 
     def by_hand(weights, second):
         gradient, _ = sbtrpo.policy_gradient(policy, theta, observations, actions)
