@@ -11,7 +11,7 @@
 
 The idea in one sentence: reward is raised while the cost of an episode, J_c, stays below a budget
 b; a barrier on what is left of it, m = b - J_c, bends the geometry of policies so that the trust
-region around a safe policy holds, but for errors of estimation, safe policies only.
+region around a safe policy contains, but for errors of estimation, only safe policies.
 
     D(new) = KL(old || new) + beta Psi(a)      the trust region is D(new) <= delta       (1)
     a      = mean (pi_new / pi_old - 1) A_c    the surrogate of J_c(new) - J_c(old)
@@ -32,34 +32,35 @@ the F^-1 metric (rho > 0: what earns also costs). Then (4) is
 
     step   = (step_r + rho step_c - keep rho step_c) / sqrt(1 - rho^2 + keep rho^2)      (5)
 
-where step_r + rho step_c leaves the cost as it is. Once J_c >= b, recovery takes step_c, until
-J_c < h b. A batch is a number of whole episodes of one policy. On it, a line search shortens the
-step until D <= delta and the surrogate reward, mean of (pi_new / pi_old - 1) A_r, does not fall; in
-recovery, until KL <= delta and the surrogate cost does not rise; else the policy stays. It knows a
-and m as estimates: the true J_c may end above b, by O(delta) and the error of sampling.
+where step_r + rho step_c leaves the cost as it is. At the start, and once J_c >= b, recovery takes
+step_c, until J_c < h b. A batch is a number of whole episodes of one policy. On it, a line search
+shortens the step until D <= delta and the surrogate reward, mean of (pi_new / pi_old - 1) A_r, does
+not fall; in recovery, until KL <= delta and the surrogate cost does not rise; or the policy stays.
+It sees estimates of a and m: the true J_c may end above b, by O(delta) and the error of sampling.
 
 Differs from the paper in
  1. J_c, b, m, a, g_c have one unit, cost per episode. The authors' code, "the release", compares a
-    discounted a with undiscounted J_c and b, and averages KL over actions: `--official-units 1`.
+    discounted a with undiscounted J_c, b; KL is averaged over action dimensions: --official-units.
  2. (4) comes from two solves with F (Sherman-Morrison), not from one with H; as exact as they are.
  3. Default barrier -log x: infinite at the boundary; x log x is finite, and iterates get stuck.
  4. Conjugate gradients stop after 5 iterations, against noise; the damping is 1e-4, not 0.1.
  5. J_c is the mean cost of the batch's episodes. The release's is a running mean over the last 50,
     averaged over the batch's episodes: smoother, and later. `--cost-window 50`.
  6. Costs may have a budget each, `--costs hazards vases_contact --cost-limit 10 5`: (1) and (3) sum
-    over their barriers, and while one recovers, the others keep theirs: barriers_step.
+    over their barriers, and while one recovers, the others keep their barriers: section 1b.
 
 symbol    name in code               shape       unit (p parameters, n steps a batch)
 theta     theta                      (p,)        policy parameters: weights and biases, then log std
 g_r       reward_gradient            (p,)        advantage per step: batch mean of grad log pi * A
 g_c       cost_gradient              (p,)        cost per episode: the same, times steps per episode
 x_r, x_c  reward_, cost_direction    (p,)        F^-1 g, by conjugate gradients
-F         fisher                     (p,)->(p,)  nats: Hessian of the KL, in the mean over states
+F         fisher                     (p,)->(p,)  nats: Hessian of the mean KL, plus damping
 delta     delta                      scalar      nats
 beta      beta                       scalar      nats (log); nats per unit of cost (xlogx)
 J_c, b    mean_cost, cost_limit      scalar      undiscounted cost per episode
 m         margin                     scalar      b - J_c, the same unit
-h         hysteresis                 scalar      fraction of b; recovery needs policies below h b
+h         hysteresis                 scalar      recovery ends below h b: some policy must be there
+A         reward_, cost_advantages   (n,)        discounted, per step: GAE
 
 Sections 1 to 3 are the algorithm. The rest is what it stands on, bottom up; options come last.
 """
@@ -125,38 +126,38 @@ def barrier_step(reward_gradient, reward_direction, cost_gradient, cost_directio
 def update_policy(config, policy, theta, observations, actions,
                   reward_advantages, cost_advantages, margin, recovery, lengths=()):
     """Gradients, natural gradients, step, line search: new parameters, and what was measured.
-    Cost advantages and margin have the same unit."""
+    Cost advantages and margin have the same unit; lengths: the episodes' steps, for Misc/kept."""
     gradient, old_log_probs = policy_gradient(policy, theta, observations, actions)
     reward_gradient = gradient(reward_advantages / len(actions))
-    cost_gradient = for_each(gradient, cost_advantages / len(actions))
+    cost_gradient = per_budget(gradient, cost_advantages / len(actions))  # one: gradient(...)
     fisher = fisher_product(policy, theta, observations, config.damping)
     solve = functools.partial(conjugate_gradients, fisher, iterations=config.cg_iterations)
     reward_direction, reward_residual = solve(reward_gradient)
-    cost_direction, cost_residual = for_each(solve, cost_gradient)
-    take_step = barriers_step if np.ndim(margin) else barrier_step  # one budget: barrier_step
+    cost_direction, cost_residual = per_budget(solve, cost_gradient)
+    take_step = several_barriers_step if np.ndim(margin) else barrier_step
     step, info = take_step(
         reward_gradient, reward_direction, cost_gradient, cost_direction,
         config.delta, config.beta, margin, config.barrier, recovery)
     info |= {"reward_residual": reward_residual, "cost_residual": cost_residual}
     kept = functools.partial(share_kept, config, policy, theta, observations, gradient, lengths)
-    info["kept"] = for_each(kept, cost_advantages, cost_gradient)
+    info["kept"] = per_budget(kept, cost_advantages, cost_gradient)
 
     old = distributions(policy, theta, observations)
     rounding = np.finfo(old.dtype).eps * np.abs(cost_advantages).max(axis=-1)
-    most = np.maximum(rounding, info["cost_change"])  # in recovery: of three costs one may rise
+    most = np.maximum(rounding, info["cost_change"])  # one cost never rises; of three, one may
 
     def judge(candidate):
         new = distributions(policy, candidate, observations)
         log_ratios = log_probabilities(policy, new, actions) - old_log_probs
         gains = np.expm1(log_ratios.astype(float))  # pi_new / pi_old - 1
         kl, reward = float(mean_kl(policy, old, new)), float(np.mean(gains * reward_advantages))
-        cost, divergence, failed = np.mean(gains * cost_advantages, axis=-1), kl, ""
-        for a, m, recovers in zip(*np.atleast_1d(cost, margin, recovery)):  # as a rule, one budget
-            if not recovers:
-                divergence += config.beta * barrier_divergence(a, m, config.barrier)
+        cost, failed = np.mean(gains * cost_advantages, axis=-1), ""
+        each = zip(*np.atleast_1d(cost, margin, recovery))  # once, with one budget
+        divergence = kl + config.beta * sum(
+            barrier_divergence(a, m, config.barrier) for a, m, recovers in each if not recovers)
         if not divergence <= config.delta:  # "not <=": NaN fails, too
             failed = "divergence"
-        elif np.any(recovery) and not np.all((cost <= most) | np.logical_not(recovery)):
+        elif np.any(recovery & ~(cost <= most)):
             failed = "cost"
         elif not np.any(recovery) and not reward >= 0:
             failed = "reward"
@@ -175,14 +176,12 @@ def in_our_units(config, policy):
         return dataclasses.replace(config, delta=delta, beta=beta, damping=damping)
     return config
 
-def windowed_cost(before, costs, window):
+def windowed_cost(costs, before, window):
     """J_c: the mean, over the episodes of a batch, of the mean cost of the last `window` at the end
     of each; and the last costs, for the next batch. With a window of 1, the batch's mean cost."""
-    before = np.reshape(before, (*costs.shape[:-1], -1))  # of several budgets, a row for each
-    costs, first = np.append(before, costs, axis=-1), before.shape[-1] + 1
-    ends = range(first, costs.shape[-1] + 1)
-    means = [costs[..., max(0, end - window) : end].mean(axis=-1) for end in ends]
-    return np.mean(means, axis=0), costs[..., -window:]
+    costs, first = np.append(before, costs), len(before) + 1
+    means = [costs[max(0, end - window) : end].mean() for end in range(first, len(costs) + 1)]
+    return np.mean(means), costs[-window:]
 
 def train(config, run, state):
     """Collect, estimate, update, save, until total_steps are done."""
@@ -202,15 +201,17 @@ def train(config, run, state):
             critics = in_workers(executor, fits)  # while the policy is updated here
             unit = 1 / (1 - config.discount) if config.official_units else metrics["EpLen"]
             costs = unit * costs  # per step -> per episode (the release: discounted)
-            totals, limit = episode_costs(config, episodes)
-            mean_cost, recent = windowed_cost(state["recent_costs"], totals, config.cost_window)
+            totals, limit = episode_costs(config, episodes)  # cost of each episode, (episodes,); b
+            before = np.reshape(state["recent_costs"], (*limit.shape, -1))
+            average = functools.partial(windowed_cost, window=config.cost_window)
+            mean_cost, recent = per_budget(average, totals, before)
             threshold = limit * np.where(state["recovery"], config.hysteresis, 1.0)
             recovery, margin = mean_cost >= threshold, limit - mean_cost
             theta, info = update_policy(config, actor.policy, state["theta"], batch.observations,
                                         batch.actions, rewards, costs, margin, recovery,
                                         batch.lengths)
 
-            over = np.maximum(0.0, totals.mean(axis=-1) - limit)
+            over = np.maximum(0.0, totals.mean(axis=-1) - limit)  # of this batch, not of the window
             metrics["EpCostRegret"] = state["regret"] + np.sum(over)
             state = advance(state, batch, theta, critics(), metrics["EpCostRegret"])
             state |= {"recovery": recovery, "recent_costs": recent}
@@ -1028,8 +1029,8 @@ class Checked:
 # --- end shared ---
 
 # -------------------------------------------- 1b. the step, where several costs have a budget each
-def barriers_step(reward_gradient, reward_direction, cost_gradients, cost_directions,
-                  delta, beta, margins, barrier, recovery):
+def several_barriers_step(reward_gradient, reward_direction, cost_gradients, cost_directions,
+                          delta, beta, margins, barrier, recovery):
     """(4) for m costs, gradients (m, p), margins and recovery (m,), with a barrier for each that
     is not in recovery: H = F + sum_i w_i g_i g_i^T. By Woodbury's identity
 
@@ -1062,7 +1063,7 @@ def barriers_step(reward_gradient, reward_direction, cost_gradients, cost_direct
                   "reward_change": float(reward_gradient @ step),
                   "cost_change": gradients[1:] @ step}
 
-def for_each(function, *arrays):
+def per_budget(function, *arrays):
     """function(*arrays); if these have a row for each of several budgets, that of each, stacked."""
     if arrays[0].ndim == 1:
         return function(*arrays)

@@ -50,7 +50,7 @@ symbol    name in code               shape       meaning, unit (p parameters, n 
 theta     theta                      (p,)        policy parameters: weights and biases, then log std
 g_r, g_c  reward_, cost_gradient     (p,)        advantage per step: batch mean of grad log pi * A
 x_r, x_c  reward_, cost_direction    (p,)        F^-1 g, by conjugate gradients
-F         fisher                     (p,)->(p,)  nats: Hessian of the KL, in the mean over states
+F         fisher                     (p,)->(p,)  nats: Hessian of the mean KL, plus damping
 rho       rho                        scalar      cosine of g_r and g_c in the F^-1 metric
 mu, beta  mu, beta                   scalar      weight of step_c; fraction of the best decrease
 delta     delta                      scalar      nats: mean KL(old || new) over the batch's states
@@ -128,7 +128,8 @@ def safety_biased_step(reward_gradient, reward_direction, cost_gradient, cost_di
 # -------------------------------------------------------------- 2. the update from a batch
 def update_policy(config, policy, theta, observations, actions,
                   reward_advantages, cost_advantages, excess, lengths=()):
-    """Gradients, natural gradients, step, line search: new parameters, and what was measured."""
+    """Gradients, natural gradients, step, line search: new parameters, and what was measured.
+    lengths: the episodes' steps, for Misc/kept."""
     gradient, old_log_probs = policy_gradient(policy, theta, observations, actions)
     reward_gradient = gradient(reward_advantages / len(actions))
     cost_gradient = gradient(cost_advantages / len(actions))

@@ -30,16 +30,17 @@ fraction, step_g meets the demand by itself; where fraction >= 1, step_phi is th
 done. lambda follows the cost by a PID controller. A batch is a number of whole episodes of one
 policy. On it, a line search shortens the step until KL(old || new) <= delta_1, KL(unsafe || pi)
 has risen by delta_2, and the surrogate, mean of (pi_new / pi_old - 1) A, is not negative. Where the
-step does not promise that, to first order, neither may fall by more than the step promised.
+step does not promise that, to first order, neither of the two may fall by more than it promised.
 
 Differs from the paper in
  1. (S) solves Eq. 8. `--dual fixed` is the paper's practice, x + lambda_2 y (Eq. 9), which may not.
  2. phi is exact in the actions, over the unsafe policy's own states; `--estimator weights`: Eq. 7.
  3. Backtracking shrinks phi.s too, so the line search looks at KL(unsafe || pi) itself.
  4. Eq. 8 asks for an increase; `--exclusion level` for KL(unsafe || pi) >= level, the paper's F_k.
- 5. Eq. 4 prints r where the cost is meant. The critic's quantiles are fitted to sampled returns.
+ 5. Eq. 4 prints r where the cost is meant. V_CVaR, the mean of the worst fraction alpha of the cost
+    to go, comes from quantiles fitted to sampled returns.
  6. Costs may have a budget each, `--costs hazards vases_contact --cost-limit 10 5`: Eq. 6 subtracts
-    lambda_i A_i / std(A_i) for each, with its own controller; stage 1 raises their sum.
+    lambda A_c / std(A_c) for each, with a controller for each; stage 1 raises their sum.
  7. Eq. 10 negates the step where delta_2 is out of reach, towards unsafe: only by `--reverse 1`.
 
 symbol  name in code                 shape       meaning [unit] (p parameters)
@@ -118,7 +119,7 @@ def fixed_step(gradient, direction, away, away_direction, delta_1, delta_2, lamb
 def pid_multiplier(memory, mean_cost, limit, gains, smoothing=0.5):
     """lambda = [K_P P + I + K_D D]+ (Stooke et al. 2020) and the memory (I, smoothed J_c), at first
     NaN. P is the smoothed J_c - b, I the sum of K_I (J_c - b), never below 0, D the rise of the
-    smoothed J_c; J_c and b in one unit, the gains in its inverse. Of m costs at once, (m,)."""
+    smoothed J_c; J_c and b in one unit, the gains in its inverse. Several costs: elementwise."""
     k_p, k_i, k_d = gains
     integral, before = memory if np.isfinite(memory).all() else (0.0, mean_cost)
     integral = np.maximum(0.0, integral + k_i * (mean_cost - limit))
@@ -191,16 +192,15 @@ def improve(config, run, state, unsafe=None):
 
             batch = make_batch(episodes, actor)  # n steps: observations (n, size), actions (n, k)
             rewards, costs, fits = estimate_advantages(config, batch, state)  # A_r, A_c: (n,)
-            totals, limit = episode_costs(config, episodes)
+            totals, limit = episode_costs(config, episodes)  # cost of each episode, (episodes,); b
             mean_cost, exclusion = totals.mean(axis=-1), None
             multiplier, pid = pid_multiplier(state["pid"], mean_cost, limit, config.pid)
             if config.stage == "unsafe" and config.critic == "cvar":
                 costs, fits["quantile_critic"] = cvar_advantages(config, batch, state)
             critics = in_workers(executor, fits)  # while the policy is updated here
-            advantages = standardised(costs)
+            advantages = standardised(costs)  # what stage 1 raises
             if config.stage == "safe":  # Eq. 6; --joint 0 leaves the cost out
-                penalty = np.dot(multiplier, advantages)  # with several budgets, the sum over them
-                advantages = standardised(rewards) - config.joint * penalty
+                advantages = standardised(rewards) - config.joint * np.dot(multiplier, advantages)
             if unsafe:
                 exclusion, weights = make_exclusion(config, actor, unsafe, unsafe_raw, batch)
                 constants |= weights

@@ -37,12 +37,14 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import threadpoolctl
 
-SIZES, STEPS, DRAWS = (10, 20, 50, 100), 20, 2000
+SIZES, STEPS, DRAWS = (10, 20, 50, 100, 200, 500), 20, 2000
 STAGES = (0, 80_000, 400_000, 800_000)
 CIRCLE, HOPPER, POINT = "SafetyCarCircle2-v0", "SafetyHopperVelocity-v1", "SafetyPointGoal1-v0"
-POOLS = {CIRCLE: 600, HOPPER: 400, POINT: 300}  # episodes
+POOLS = {CIRCLE: 1200, HOPPER: 400, POINT: 300}  # episodes
 ESTIMATORS = {"time": {"advantage": "time"}, "gae .95": {"advantage": "gae", "gae_lambda": 0.95},
-              "mc": {"advantage": "mc"}, "gae .8": {"advantage": "gae", "gae_lambda": 0.8}}
+              "mc": {"advantage": "mc"}, "gae .8": {"advantage": "gae", "gae_lambda": 0.8},
+              "critic": {"advantage": "gae", "gae_lambda": 1.0},  # as the baseline of returns
+              "cost gae": {"of_cost": {"advantage": "gae", "gae_lambda": 0.95}}}  # reward: time
 SOLVES = {"15 iterations": {"cg_iterations": 15}, "50 iterations": {"cg_iterations": 50},
           "damping .01": {"damping": 0.01}, "damping .1": {"damping": 0.1}}
 NAMES = {"sbtrpo": "SB-TRPO", "ctrpo": "C-TRPO", "strpo": "sTRPO"}
@@ -137,8 +139,11 @@ class Case:
 
     def advantages(self, batch, options: dict) -> tuple:
         """(rewards, costs), by the shipped estimators."""
-        config = dataclasses.replace(self.config, **{"advantage": "time"} | options)
-        return self.script.estimate_advantages(config, batch, self.state)[:2]
+        options = {"advantage": "time"} | options
+        of_cost = options.pop("of_cost", options)
+        rewards, costs = (self.script.estimate_advantages(dataclasses.replace(self.config, **each), batch,
+                                                          self.state)[:2] for each in (options, of_cost))
+        return rewards[0], costs[1]
 
     def objective(self, rewards, costs) -> np.ndarray:
         """What the step is to lower: the cost; sTRPO: the joint advantage, negated."""
@@ -150,7 +155,7 @@ class Case:
 
     def update(self, episodes: list, options: dict, half: int) -> dict:
         """The shipped update from these episodes, C-TRPO in recovery; what it promises and logs."""
-        config = dataclasses.replace(self.config, **options)
+        config = dataclasses.replace(self.config, **{k: v for k, v in options.items() if k != "of_cost"})
         batch = self.script.make_batch(episodes, self.actor)
         rewards, costs = self.advantages(batch, options)
         given = config, self.actor.policy, self.actor.theta, batch.observations, batch.actions
@@ -335,7 +340,7 @@ def study(case: Case, real: tuple[int, int]):
     rich = case.config.task == CIRCLE  # the others: fewer columns of the table
     for name, options in ESTIMATORS.items() if rich else list(ESTIMATORS.items())[:2]:
         results[name] = {}
-        for size in sizes:
+        for size in sizes if name in ("time", "gae .95") else [n for n in sizes if n <= 100]:
             results[name][size], every = measure(case, size, options)
             if name == "time" and size == default:
                 result["default"], of_default = {"size": size} | whole_steps(every), every

@@ -269,8 +269,8 @@ def barriers_training(world, barrier, beta, iterations, theta, delta=0.01, exact
         recovery = np.greater_equal(J, threshold)
         recovery[list(left_out)], margins = False, world.limit - J
         margins[list(left_out)] = np.inf
-        step, info = ctrpo.barriers_step(*vectors_of_costs(world, old, delta), delta, beta, margins, barrier,
-                                         recovery)
+        step, info = ctrpo.several_barriers_step(*vectors_of_costs(world, old, delta), delta, beta, margins,
+                                                 barrier, recovery)
 
         def judge(new, old=old, J=J, margins=margins, recovery=recovery, info=info):
             changes = [world.J(new, c) - J_c if exact else world.surrogate(old, new, c)

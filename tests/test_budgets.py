@@ -14,7 +14,7 @@ from problems import (
     train_exactly, units)
 
 import strpo
-from ctrpo import barrier_step, barriers_step, conjugate_gradients
+from ctrpo import barrier_step, several_barriers_step, conjugate_gradients
 from sbtrpo import safety_biased_step
 from tabular_cmdp import corridor
 
@@ -75,7 +75,7 @@ def test_step_with_several_budgets_is_the_natural_step_of_the_dense_hessian(kind
         weights = 10.0 ** rng.uniform(-3, 12, len(V) - 1) * (rng.random(len(V) - 1) < 0.8)
         weights /= np.where(s[1:] > 0, s[1:], 1)
         nowhere, margins = np.zeros(len(weights), bool), margins_of(weights, beta, barrier)
-        step, info = barriers_step(V[0], X[0], V[1:], X[1:], delta, beta, margins, barrier, nowhere)
+        step, info = several_barriers_step(V[0], X[0], V[1:], X[1:], delta, beta, margins, barrier, nowhere)
         others = np.delete(np.arange(len(V)), 2 if kind == "two costs equal" else [])
         others = others[s[others] > 0]
         unit = V[others] / np.sqrt(s[others, None])
@@ -86,7 +86,7 @@ def test_step_with_several_budgets_is_the_natural_step_of_the_dense_hessian(kind
         tried += 1
         if (stiff := np.flatnonzero(weights * s[1:] > 1)).size and kind == "any":
             margins[stiff[0]] = np.inf
-            other, _ = barriers_step(V[0], X[0], V[1:], X[1:], delta, beta, margins, barrier, nowhere)
+            other, _ = several_barriers_step(V[0], X[0], V[1:], X[1:], delta, beta, margins, barrier, nowhere)
             control.append(math.sqrt((other - step) @ F @ (other - step) / 2 / delta))
     check("several budgets: closed form - dense solve [radius / sine]", worst, IDENTITY, supports="A4 step",
           cases=tried)
@@ -108,7 +108,7 @@ def test_step_with_one_of_several_budgets_is_the_step_with_one(barrier):
         pair = np.array([g_c, other]), np.array([x_c, np.linalg.solve(F, other)])
         for G, X, margins in ((g_c[None], x_c[None], [margin]), (*pair, [margin, np.inf])):
             flags = np.array([recovery, False])[: len(G)]
-            step, found = barriers_step(g_r, x_r, G, X, 0.01, 0.1, np.array(margins), barrier, flags)
+            step, found = several_barriers_step(g_r, x_r, G, X, 0.01, 0.1, np.array(margins), barrier, flags)
             error = step - one
             worst = max(worst, math.sqrt(error @ F @ error / 0.02), abs(info["kl"] - found["kl"]))
     check("several budgets, of which one counts: step - that of one [radius]", worst, IDENTITY,
@@ -124,7 +124,7 @@ def test_two_violated_costs_both_fall_and_of_three_one_may_rise():
         F, (g_1, x_1, g_2, x_2) = random_problem(rng)
         scale = 10.0 ** rng.uniform(-2, 2)
         G, X = np.array([g_1, scale * g_2]), np.array([x_1, scale * x_2])
-        step, info = barriers_step(0 * g_1, 0 * g_1, G, X, 0.01, 0.1, none, "log", np.ones(2, bool))
+        step, info = several_barriers_step(0 * g_1, 0 * g_1, G, X, 0.01, 0.1, none, "log", np.ones(2, bool))
         _, _, rho = units(g_1, x_1, g_2, x_2, 0.01)
         share = info["cost_change"] / info["best_cost"]
         falls, formula = max(falls, share.max()), max(formula, np.abs(share + math.sqrt((1 + rho) / 2)).max())
@@ -136,7 +136,7 @@ def test_two_violated_costs_both_fall_and_of_three_one_may_rise():
     check("  control: the plain sum of two gradients: the one that rises most", naive, at_least=0.0)
     angles = np.radians([20, -20, 180])
     G = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    _, info = barriers_step(0 * G[0], 0 * G[0], G, G, 0.01, 0.1, np.ones(3), "log", np.ones(3, bool))
+    _, info = several_barriers_step(0 * G[0], 0 * G[0], G, G, 0.01, 0.1, np.ones(3), "log", np.ones(3, bool))
     check("recovery of three costs: change of the third [best decrease]",
           info["cost_change"][2] / info["best_cost"][2], at_least=0.5, supports="A4 three", cases=1)
 
@@ -152,7 +152,8 @@ def test_several_budgets_survive_rough_solves():
         X = np.array([conjugate_gradients(f.__mul__, g, 5)[0] for g in V])
         weights = 10.0 ** rng.uniform(-2, 4, 2) / np.sum(V * X, axis=1)[1:]
         margins = margins_of(weights, beta, "log")
-        step, _ = barriers_step(V[0], X[0], V[1:], X[1:], delta, beta, margins, "log", np.zeros(2, bool))
+        nowhere = np.zeros(2, bool)
+        step, _ = several_barriers_step(V[0], X[0], V[1:], X[1:], delta, beta, margins, "log", nowhere)
         S = (V @ X.T + X @ V.T) / 2
         y = X[0] - np.linalg.solve(S[1:, 1:] + np.diag(1 / weights), S[1:, 0]) @ X[1:]
         symmetric = math.sqrt(2 * delta / (V[0] @ y)) * y

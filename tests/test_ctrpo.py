@@ -857,8 +857,8 @@ def test_windowed_cost_is_the_releases_running_mean():
         for cost in costs:
             running.append(cost)
             notes.append(np.mean(running))
-        J_c, before = ctrpo.windowed_cost(before, costs, 50)
-        own, alone = ctrpo.windowed_cost(alone, costs, 1)
+        J_c, before = ctrpo.windowed_cost(costs, before, 50)
+        own, alone = ctrpo.windowed_cost(costs, alone, 1)
         gaps += [abs(J_c - np.mean(notes)), abs(own - costs.mean())]
     check("C-TRPO: J_c over a window - the release's", max(gaps), at_most=1e-12)
     check("  control: J_c of the last epoch alone", abs(own - J_c), at_least=1e-3)

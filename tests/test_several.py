@@ -1,6 +1,7 @@
 """Runs with several costs: what an environment names, what each script makes of it, and what a run leaves."""
 import contextlib
 import csv
+import functools
 import io
 import json
 import math
@@ -164,12 +165,12 @@ def test_ctrpo_has_a_recovery_a_window_and_a_margin_for_each_cost(tmp_path, monk
 
 def test_official_units_and_windows_act_on_each_cost():
     """Windows of 50 episodes over two costs are those of each alone, over three epochs."""
-    rng, before, alone = np.random.default_rng(0), np.zeros(0), [np.zeros(0)] * 2
+    rng, before, alone = np.random.default_rng(0), np.zeros((2, 0)), [np.zeros(0)] * 2
     for episodes in (3, 60, 20):
         costs = rng.exponential(size=(2, episodes))
-        found, before = ctrpo.windowed_cost(before, costs, 50)
+        found, before = ctrpo.per_budget(functools.partial(ctrpo.windowed_cost, window=50), costs, before)
         for i in range(2):
-            one, alone[i] = ctrpo.windowed_cost(alone[i], costs[i], 50)
+            one, alone[i] = ctrpo.windowed_cost(costs[i], alone[i], 50)
             assert found[i] == pytest.approx(one, rel=1e-14) and np.array_equal(before[i], alone[i])
 
 
