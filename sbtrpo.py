@@ -128,8 +128,7 @@ def safety_biased_step(reward_gradient, reward_direction, cost_gradient, cost_di
 # -------------------------------------------------------------- 2. the update from a batch
 def update_policy(config, policy, theta, observations, actions,
                   reward_advantages, cost_advantages, excess, lengths=()):
-    """Gradients, natural gradients, step, line search: new parameters, and what was measured.
-    lengths: the episodes' steps, for Misc/kept."""
+    """Gradients, natural gradients, step, line search: new parameters, and what was measured."""
     gradient, old_log_probs = policy_gradient(policy, theta, observations, actions)
     reward_gradient = gradient(reward_advantages / len(actions))
     cost_gradient = gradient(cost_advantages / len(actions))
