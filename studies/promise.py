@@ -346,13 +346,15 @@ def study(case: Case, real: tuple[int, int]):
                 result["default"], of_default = {"size": size} | whole_steps(every), every
         yield result
     if case.script.ALGORITHM == "ctrpo":
-        yield result | {"margins": margins(case, default)}
+        result["margins"] = margins(case, default)
+        yield result
     if real[0] and case.script.ALGORITHM != "strpo":
         result["default"]["real"] = real_change(case, of_default[:: max(1, STEPS // real[0])], real[1])
         yield result
     for name, options in SOLVES.items() if rich else ():
         solves[name] = {default: measure(case, default, {"advantage": "time"} | options)[0]}
-        yield result | {"solves": solves}
+        result["solves"] = solves
+        yield result
 
 
 def rounded(value):
