@@ -313,7 +313,7 @@ def promise(path: Path, source: Path = ROOT / "results" / "promise.json") -> Non
             if "logged" in row:
                 logged.plot(row["kept"], row["logged"]["median"], **style, alpha=0.7)
         if (algorithm, task) == next(iter(tasks)) and len(scales) == 2:
-            n = np.geomspace(8, 250, 50)
+            n = np.geomspace(8, 600, 50)
             one.plot(n, 1 / (1 + np.mean(scales) / n), color=colour, linewidth=1, zorder=1)
     one.set(xscale="log", xlabel="episodes in the batch, n", title="Kept / promised, SB-TRPO, CarCircle2")
     one.legend(fontsize=9)
@@ -321,10 +321,13 @@ def promise(path: Path, source: Path = ROOT / "results" / "promise.json") -> Non
     logged.set(xlabel="kept", ylabel="Misc/kept, median of a batch", title="What the log says",
                xlim=(-0.25, 1.05), ylim=(-0.75, 1.05))
     names = {"sbtrpo": "SB-TRPO", "ctrpo": "C-TRPO", "strpo": "sTRPO"}
-    handles = [Line2D([], [], marker="o", linestyle="", color=COLOURS[k],
-                      label=f"{names[algorithm]}, {task.removeprefix('Safety').split('-v')[0]}")
-               for (algorithm, task), k in tasks.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, handletextpad=0.2, columnspacing=1)
+    handles = []
+    for (algorithm, task), k in tasks.items():
+        short = task.removeprefix("Safety").split("-v")[0].removesuffix("Velocity")
+        handles.append(Line2D([], [], marker="o", linestyle="", color=COLOURS[k],
+                              label=f"{names[algorithm]}, {short}"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, handletextpad=0, columnspacing=0.8,
+                  fontsize=10)
     save(figure, path)
 
 

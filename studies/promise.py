@@ -8,7 +8,7 @@
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
 """Of what a step promises, fresh episodes confirm the share 1 / (1 + n* / n): results/promise.json, by
-`uv run studies/promise.py`.
+`uv run studies/promise.py`, which fills the tables of docs/promise.md, too.
 
 A step comes from one batch, by the shipped update; the batch promises the change ghat.step of its own
 objective: of the cost (SB-TRPO, and the recovery of C-TRPO), or of the joint advantage (sTRPO). Episodes of
@@ -29,7 +29,7 @@ Policies are those of runs with default options after 0, 80,000, 400,000 and 800
 first, in runs/promise-STEPS, and their pools are kept there.
 """
 
-import argparse, dataclasses, importlib, json, math, pickle, shutil, subprocess, sys, time
+import argparse, dataclasses, importlib, json, math, pickle, re, shutil, subprocess, sys, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +37,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import threadpoolctl
 
+PAGE, PLACE = ROOT / "docs" / "promise.md", ROOT / "results" / "promise.json"
 SIZES, STEPS, DRAWS = (10, 20, 50, 100, 200, 500), 20, 2000
 STAGES = (0, 80_000, 400_000, 800_000)
 CIRCLE, HOPPER, POINT = "SafetyCarCircle2-v0", "SafetyHopperVelocity-v1", "SafetyPointGoal1-v0"
@@ -368,21 +369,104 @@ def rounded(value):
     return value
 
 
-def table(results: dict) -> list[str]:
-    """What docs/promise.md shows: kept, with the mean at equal time and with GAE, for some n."""
-    sizes = "10", "20", "50", "100"
-    lines = [f"| policy | cost | n\\* | {' | '.join(f'time, {n}' for n in sizes)} | "
-             f"{' | '.join(f'GAE, {n}' for n in sizes)} |", "|---" * 11 + "|"]
+def title(name: str) -> str:
+    """As a row of a table calls it."""
+    algorithm, *task, steps = name.split("-")
+    return f"{NAMES[algorithm]}, {task[0].removeprefix('Safety').removesuffix('Velocity')}, {int(steps):,}"
+
+
+def number(value, digits: int = 2) -> str:
+    """Empty for what was not measured, or divided by nothing."""
+    return "" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def rows(head: list[str], lines: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)]
+
+
+def kept_table(results: dict) -> list[str]:
+    """Kept, with the mean at equal time and with GAE, for some n."""
+    sizes, lines = ("10", "20", "50", "100"), []
     for name, result in results.items():
-        algorithm, *task, steps = name.split("-")
-        task = task[0].removeprefix("Safety").removesuffix("Velocity")
-        cells = [f"{NAMES[algorithm]}, {task}, {int(steps):,}", f"{result['cost']:.3g}"]
         scales = [scale for scale in result["noise_scale"] if scale is not None]
-        cells.append(" and ".join(f"{scale:,.0f}" for scale in scales) if len(scales) == 2 else "unknown")
+        line = [title(name), f"{result['cost']:.3g}",
+                " and ".join(f"{scale:,.0f}" for scale in scales) if len(scales) == 2 else "unknown"]
         for estimator in ("time", "gae .95"):
-            kept = [result["estimators"].get(estimator, {}).get(n, {}).get("kept") for n in sizes]
-            cells += ["" if value is None else f"{value:.2f}".replace("-", "−") for value in kept]
-        lines.append(f"| {' | '.join(cells)} |")
+            line += [number(result["estimators"].get(estimator, {}).get(n, {}).get("kept")) for n in sizes]
+        lines.append(line)
+    head = [f"{estimator}, {n}" for estimator in ("time", "GAE") for n in sizes]
+    return rows(["policy", "cost", "n\\*", *head], lines)
+
+
+def decrease_table(results: dict) -> list[str]:
+    """What fresh episodes see of the decrease of the cost, per thousand steps, for 10, 20, 50 and 100
+    episodes."""
+    columns, lines = {"mc": "no baseline", "time": "time", "critic": "critic", "gae .95": "GAE, λ = 0.95",
+                      "gae .8": "GAE, λ = 0.8"}, []
+    for name, result in results.items():
+        if result["with_cost"] > 0.02 and not name.startswith("strpo"):
+            line = [title(name)]
+            for key in columns:
+                found = list(result["estimators"].get(key, {}).values())[:4]
+                line.append(", ".join(number(1000 * each["judged"], 1) for each in found))
+            lines.append(line)
+    return rows(["policy", *columns.values()], lines)
+
+
+def real_table(results: dict) -> list[str]:
+    """The cost of an episode before and after the steps, what they promised, and what fresh episodes say."""
+    lines = []
+    for name, result in results.items():
+        if (real := result["default"].get("real")) and result["with_cost"] > 0.02:
+            decrease = real["before"] - real["after"]
+            lines.append([title(name), str(result["default"]["size"]), f"{real['before']:.3g}",
+                          f"{real['promised']:.3g}", number(real["judged"], 1),
+                          f"{number(decrease, 1)} ± {number(real['standard_error'], 1)}"])
+    return rows(["policy", "episodes in a batch", "cost before", "promised decrease",
+                 "surrogate on fresh episodes", "real decrease"], lines)
+
+
+def margin_table(results: dict) -> list[str]:
+    """Of the steps of C-TRPO that the surrogate calls safe, the share over the budget, against the margin."""
+    lines = []
+    for name, result in results.items():
+        if found := result.get("margins"):
+            cells = [f"{number(each['unsafe'])} ({number(each['without'])})" for each in found.values()]
+            lines.append([title(name), str(result["default"]["size"]), *cells])
+    return rows(["policy", "episodes in a batch", "margin 0.5", "margin 1", "margin 2"], lines)
+
+
+def tables(results: dict) -> dict[str, str]:
+    """All that docs/promise.md shows of the results."""
+    found = {"kept": kept_table, "agreement": agreement, "decrease": decrease_table, "real": real_table,
+             "margin": margin_table}
+    return {name: "\n".join(table(results)) for name, table in found.items()}
+
+
+def with_tables(text: str, found: dict[str, str]) -> str:
+    """A page in which the lines between `<!-- NAME -->` and `<!-- end -->` are those of this name."""
+    return re.sub(r"(?<=<!-- )(\w+)( -->\n)(?:[|*].*\n)*(?=<!-- end -->)",
+                  lambda m: f"{m[1]}{m[2]}{found[m[1]]}\n", text)
+
+
+def agreement(results: dict) -> list[str]:
+    """How often the law is within a point's interval, where both halves give n*; and how far the median of
+    Misc/kept is from kept, with each estimator of the table."""
+    inside, lines = [], []
+    for result in results.values():
+        scales = [scale for scale in result["noise_scale"] if scale is not None]
+        for n, row in result["estimators"]["time"].items() if len(scales) == 2 else ():
+            if row["kept"] is not None:
+                low, high = row["interval"]
+                inside.append(low <= 1 / (1 + np.mean(scales) / int(n)) <= high)
+    lines.append(f"* The law lies within the interval at {sum(inside)} of {len(inside)} points.")
+    for name, estimator in (("the mean at equal time", "time"), ("GAE", "gae .95")):
+        points = [row for result in results.values() for row in result["estimators"][estimator].values()]
+        gaps = np.array([row["logged"]["median"] - row["kept"] for row in points
+                         if row["kept"] is not None and "logged" in row])
+        near, ends = sum(abs(gaps) <= 0.1), f"{gaps.min():.2f} and {gaps.max():.2f}".replace("-", "−")
+        lines.append(f"* With {name} the median of `Misc/kept` is within 0.1 of kept at {near} of "
+                     f"{len(gaps)} points; {ends} are the largest differences.")
     return lines
 
 
@@ -393,7 +477,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--episodes", type=int, help="of a pool (default 300 to 600)")
     parser.add_argument("--real", nargs=2, type=int, default=(4, 40), metavar=("STEPS", "EPISODES"),
                         help="steps whose new policies are played, and for how many episodes (default 4 40)")
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "promise.json")
+    parser.add_argument("--output", type=Path, default=PLACE)
     options = parser.parse_args(argv)
     threadpoolctl.threadpool_limits(1, "blas")
     results = json.loads(options.output.read_text()) if options.output.exists() else {}
@@ -407,7 +491,10 @@ def main(argv: list[str] | None = None) -> None:
                 options.output.write_text(json.dumps(ordered, indent=1) + "\n")
             kept = {n: row["kept"] for n, row in results[name]["estimators"]["time"].items()}
             print(f"{name}: {kept}, {time.perf_counter() - started:.0f} s", flush=True)
-    print("\n".join(table(json.loads(options.output.read_text()))))
+    found = tables(json.loads(options.output.read_text()))
+    print("\n\n".join(found.values()))
+    if options.output == PLACE:
+        PAGE.write_text(with_tables(PAGE.read_text(), found))
 
 
 if __name__ == "__main__":
