@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import numpy as np
 from report import cut, final, find, number, spread
 from scipy import stats
-from table import ANT, CIRCLE2, HOPPER, POINT, ROWS, SWIMMER
+from table import ANT, CIRCLE2, HOPPER, POINT, POINT2, ROWS, SWIMMER
 
 METRICS = "return", "cost", "safety probability", "safe reward"
 HEAD = ["metric", "first", "second", "difference", "p", "Holm", "verdict"]
@@ -51,7 +51,9 @@ PAIRS = {  # title: first, second, metrics
     f"The release's settings against δ = 0.03: C-TRPO on {ANT}":
         (f"ctrpo-{ANT}-paper", f"ctrpo-{ANT}-delta-0.03", METRICS[:2]),
     f"With exclusion against without: sTRPO on {HOPPER}":
-        (f"strpo-{HOPPER}-exact", f"strpo-{HOPPER}-exclusion-none", METRICS[:2])}
+        (f"strpo-{HOPPER}-exact", f"strpo-{HOPPER}-exclusion-none", METRICS[:2]),
+    f"A budget for each of two costs against one for their sum: C-TRPO on {POINT2}":
+        (f"ctrpo-{POINT2}-two-budgets", f"ctrpo-{POINT2}-one-budget", METRICS[:2])}
 BETAS = 0.6, 0.7, 0.75, 0.8, 0.9
 
 

@@ -29,7 +29,7 @@ SHORT = "<!-- some results, by studies/table.py -->\n", "<!-- end of some result
 HEAD = ["task", "options", "return", "cost", "safety probability", "safe reward", "steps", "seeds", "hours",
         "published, return at cost or safe reward at safety probability", "folder"]
 CIRCLE, GOAL, POINT = "SafetyCarCircle1-v0", "SafetyCarGoal1-v0", "SafetyPointGoal1-v0"
-CIRCLE2, SWIMMER = "SafetyCarCircle2-v0", "SafetySwimmerVelocity-v1"
+CIRCLE2, POINT2, SWIMMER = "SafetyCarCircle2-v0", "SafetyPointGoal2-v0", "SafetySwimmerVelocity-v1"
 HOPPER, ANT = "SafetyHopperVelocity-v1", "SafetyAntVelocity-v1"
 # Published: SB-TRPO's from reviews of the paper, C-TRPO's from the release's runs (studies/published.py)
 ROWS = [
@@ -55,6 +55,8 @@ ROWS = [
     (ANT, "SB-TRPO, `--initial-std 0.5`", "std-0.5-1M", ""),
     (POINT, "C-TRPO", "defaults-5M", "14.5 ± 2.6 at 26.3 ± 3.0 (5M, 5 seeds)"),
     (POINT, "C-TRPO, `--preset paper`", "paper", "the same"),
+    (POINT2, "C-TRPO, `--costs hazards vases_contact --cost-limit 25 10`", "two-budgets", ""),
+    (POINT2, "C-TRPO, `--costs hazards vases_contact --cost-limit 35`", "one-budget", ""),
     (CIRCLE, "sTRPO", "exact", ""),
     (CIRCLE, "sTRPO, `--exclusion none`", "exclusion-none", ""),
     (CIRCLE, "C-TRPO", "defaults-1M", ""),

@@ -3,7 +3,7 @@
 # dependencies = ["numpy==2.2.6", "matplotlib==3.10.8"]
 # ///
 """Which cost holds a run with two budgets, and one with a budget for their sum: a picture in figures/, by
-`uv run studies/two_budgets.py FOLDER FOLDER`. No result yet: studies/two_budgets.toml has the runs.
+`uv run studies/two_budgets.py FOLDER FOLDER`. studies/two_budgets.toml makes the runs.
 
 A folder has runs seed-0, seed-1, ... of ctrpo.py or strpo.py with two --costs; the first a budget for each.
 The picture: return and each cost over the steps, a line for each folder, the mean of its seeds, and a band
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOURS = "#0072b2", "#d55e00"
-POINTS = 60  # of a curve: each the mean over a sixtieth of the steps
+POINTS = 20  # of a curve: each the mean over a twentieth of the steps
 
 
 def read(run: Path) -> tuple[dict, dict[str, np.ndarray]]:

@@ -16,6 +16,7 @@ import published
 import report
 import speed
 import table
+import two_budgets
 
 RESULTS = ROOT / "results"
 INDEX = (RESULTS / "README.md").read_text()
@@ -214,6 +215,17 @@ def test_tables_of_the_promise_are_those_of_its_results():
     first = next(iter(results))
     changed = results | {first: results[first] | {"cost": results[first]["cost"] + 10}}
     assert promise.with_tables(page, promise.tables(changed)) != page
+
+
+def test_table_of_two_budgets_is_that_of_its_runs(tmp_path, capsys):
+    """docs/ctrpo.md shows what its command prints. Control: the folders exchanged."""
+    folders = [str(RESULTS / f"ctrpo-SafetyPointGoal2-v0-{name}") for name in ("two-budgets", "one-budget")]
+    two_budgets.main([*folders, "--figure", str(tmp_path / "figure.png")])
+    printed = capsys.readouterr().out.splitlines()
+    page = (ROOT / "docs/ctrpo.md").read_text().splitlines()
+    assert len(printed) == 4 and set(printed) <= set(page)
+    with pytest.raises(SystemExit, match="for each of --costs"):
+        two_budgets.main([*folders[::-1], "--figure", str(tmp_path / "figure.png")])
 
 
 def test_interval_of_the_promise_covers_the_truth():
