@@ -828,6 +828,12 @@ def episode_metrics(episodes, names=()):
 def initial_state(config):
     """All that a run needs to go on where it stood: the content of checkpoint.npz."""
     env, rng = make_env(config.task), stream(config.seed, WEIGHTS)
+    if config.costs:  # a name that the environment lacks ends a run before it has a folder
+        try:
+            env.reset(seed=config.seed)
+            step_cost(env.step(env.action_space.sample())[-1], config.costs)
+        except Exception as error:  # of the environment, too
+            raise Failure(f"{config.task}: {error}.") from None
     env.close()
     if env.spec.max_episode_steps is None:
         print(f"{config.task} is registered without max_episode_steps: its episodes have to end by "

@@ -548,6 +548,8 @@ SEVERAL = [
         "tests/test_budgets.py::test_two_violated_costs_both_fall_and_of_three_one_may_rise"),
     *shared("one budget is for the first of the costs", "costs.sum(axis=1)", "costs[:, 0]",
         FILE + "test_one_budget_for_named_costs_is_one_for_their_sum"),
+    *shared("a wrong name of a cost leaves a folder", "    if config.costs:  # a name",
+        "    if False:  # a name", FILE + "test_wrong_costs_end_in_one_sentence"),
     *shared("costs come in the order of the environment", "for name in names], float)",
         "for name in named if name in names], float)",
         FILE + "test_costs_are_named_in_info_or_in_a_dictionary"),

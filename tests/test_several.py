@@ -102,6 +102,7 @@ def test_wrong_costs_end_in_one_sentence(script, tmp_path, monkeypatch, capsys):
     for options, text in cases:
         errors = refused(script, options, capsys)
         assert text in errors and "Traceback" not in errors, errors
+    assert not (tmp_path / "runs").exists()  # so that the same command, put right, begins
 
 
 # ------------------------------------------------------------------------------------------------------- runs
