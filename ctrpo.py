@@ -40,7 +40,7 @@ It sees estimates of a and m: the true J_c may end above b, by O(delta) and the 
 
 Differs from the paper in
  1. J_c, b, m, a, g_c have one unit, cost per episode. The authors' code, "the release", compares a
-    discounted a with undiscounted J_c, b; KL is averaged over action dimensions: --official-units.
+    discounted a with undiscounted J_c, b, and averages KL over dimensions: `--official-units 1`.
  2. (4) comes from two solves with F (Sherman-Morrison), not from one with H; as exact as they are.
  3. Default barrier -log x: infinite at the boundary; x log x is finite, and iterates get stuck.
  4. Conjugate gradients stop after 5 iterations, against noise; the damping is 1e-4, not 0.1.
@@ -60,7 +60,7 @@ beta      beta                       scalar      nats (log); nats per unit of co
 J_c, b    mean_cost, cost_limit      scalar      undiscounted cost per episode
 m         margin                     scalar      b - J_c, the same unit
 h         hysteresis                 scalar      recovery ends below h b: some policy must be there
-A         reward_, cost_advantages   (n,)        discounted, per step: GAE
+A_r, A_c  reward_, cost_advantages   (n,)        discounted (GAE): reward per step, cost per episode
 
 Sections 1 to 3 are the algorithm. The rest is what it stands on, bottom up; options come last.
 """
@@ -128,8 +128,9 @@ def update_policy(config, policy, theta, observations, actions,
     """Gradients, natural gradients, step, line search: new parameters, and what was measured.
     Cost advantages and margin have the same unit; lengths: the episodes' steps, for Misc/kept."""
     gradient, old_log_probs = policy_gradient(policy, theta, observations, actions)
+    # with one budget, per_budget(f, x) is f(x)
     reward_gradient = gradient(reward_advantages / len(actions))
-    cost_gradient = per_budget(gradient, cost_advantages / len(actions))  # one: gradient(...)
+    cost_gradient = per_budget(gradient, cost_advantages / len(actions))
     fisher = fisher_product(policy, theta, observations, config.damping)
     solve = functools.partial(conjugate_gradients, fisher, iterations=config.cg_iterations)
     reward_direction, reward_residual = solve(reward_gradient)
@@ -144,7 +145,7 @@ def update_policy(config, policy, theta, observations, actions,
 
     old = distributions(policy, theta, observations)
     rounding = np.finfo(old.dtype).eps * np.abs(cost_advantages).max(axis=-1)
-    most = np.maximum(rounding, info["cost_change"])  # one cost never rises; of three, one may
+    most = np.maximum(rounding, info["cost_change"])  # one: rounding; of three one may rise
 
     def judge(candidate):
         new = distributions(policy, candidate, observations)
@@ -202,7 +203,7 @@ def train(config, run, state):
             unit = 1 / (1 - config.discount) if config.official_units else metrics["EpLen"]
             costs = unit * costs  # per step -> per episode (the release: discounted)
             totals, limit = episode_costs(config, episodes)  # cost of each episode, (episodes,); b
-            before = np.reshape(state["recent_costs"], (*limit.shape, -1))
+            before = np.reshape(state["recent_costs"], (*limit.shape, -1))  # a row for each budget
             average = functools.partial(windowed_cost, window=config.cost_window)
             mean_cost, recent = per_budget(average, totals, before)
             threshold = limit * np.where(state["recovery"], config.hysteresis, 1.0)
@@ -830,7 +831,7 @@ def initial_state(config):
             env.reset(seed=config.seed)
             step_cost(env.step(env.action_space.sample())[-1], config.costs)
         except Exception as error:  # of the environment, too
-            raise Failure(f"{config.task}: {error}.") from None
+            raise Failure(f"{config.task}: {type(error).__name__}: {error}") from None
     env.close()
     if env.spec.max_episode_steps is None:
         print(f"{config.task} is registered without max_episode_steps: its episodes have to end by "

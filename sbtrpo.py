@@ -801,7 +801,7 @@ def initial_state(config):
             env.reset(seed=config.seed)
             step_cost(env.step(env.action_space.sample())[-1], config.costs)
         except Exception as error:  # of the environment, too
-            raise Failure(f"{config.task}: {error}.") from None
+            raise Failure(f"{config.task}: {type(error).__name__}: {error}") from None
     env.close()
     if env.spec.max_episode_steps is None:
         print(f"{config.task} is registered without max_episode_steps: its episodes have to end by "

@@ -30,7 +30,7 @@ fraction, step_g meets the demand by itself; where fraction >= 1, step_phi is th
 done. lambda follows the cost by a PID controller. A batch is a number of whole episodes of one
 policy. On it, a line search shortens the step until KL(old || new) <= delta_1, KL(unsafe || pi)
 has risen by delta_2, and the surrogate, mean of (pi_new / pi_old - 1) A, is not negative. Where the
-step does not promise that, to first order, neither of the two may fall by more than it promised.
+step does not promise that, to first order, neither KL nor surrogate may fall by more than promised.
 
 Differs from the paper in
  1. (S) solves Eq. 8. `--dual fixed` is the paper's practice, x + lambda_2 y (Eq. 9), which may not.
@@ -833,7 +833,7 @@ def initial_state(config):
             env.reset(seed=config.seed)
             step_cost(env.step(env.action_space.sample())[-1], config.costs)
         except Exception as error:  # of the environment, too
-            raise Failure(f"{config.task}: {error}.") from None
+            raise Failure(f"{config.task}: {type(error).__name__}: {error}") from None
     env.close()
     if env.spec.max_episode_steps is None:
         print(f"{config.task} is registered without max_episode_steps: its episodes have to end by "

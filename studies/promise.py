@@ -464,9 +464,10 @@ def agreement(results: dict) -> list[str]:
         points = [row for result in results.values() for row in result["estimators"][estimator].values()]
         gaps = np.array([row["logged"]["median"] - row["kept"] for row in points
                          if row["kept"] is not None and "logged" in row])
-        near, ends = sum(abs(gaps) <= 0.1), f"{gaps.min():.2f} and {gaps.max():.2f}".replace("-", "−")
+        near, ends = sum(abs(gaps) <= 0.1), f"{number(gaps.min())} and {number(gaps.max())}"
         lines.append(f"* With {name} the median of `Misc/kept` is within 0.1 of kept at {near} of "
-                     f"{len(gaps)} points; {ends} are the largest differences.")
+                     f"{len(gaps)} points; {ends} are the largest differences, "
+                     f"{number(gaps.mean())} the mean.")
     return lines
 
 

@@ -155,7 +155,8 @@ def train(candidate: str, task: str, seed: int, steps: int, workers: int) -> dic
     last = table[-max(1, len(table) // 10):]
     means = {name: np.mean([float(row[f"Metrics/{key}"]) for row in last]) for key, name in METRICS.items()}
     means["kept"] = np.nanmedian([float(row["Misc/kept"]) for row in table])
-    return {name: float(f"{value:.4g}") for name, value in means.items()} | {"epochs": len(table)}
+    found = {name: float(f"{value:.4g}") for name, value in means.items()}
+    return found | {"epochs": len(table), "steps": steps}
 
 
 def rows(run: Path) -> list[dict]:

@@ -14,7 +14,7 @@ from problems import (
     train_exactly, units)
 
 import strpo
-from ctrpo import barrier_step, several_barriers_step, conjugate_gradients
+from ctrpo import barrier_step, conjugate_gradients, several_barriers_step
 from sbtrpo import safety_biased_step
 from tabular_cmdp import corridor
 

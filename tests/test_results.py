@@ -14,8 +14,10 @@ import margins
 import promise
 import published
 import report
+import sbtrpo
 import speed
 import table
+import truer
 import two_budgets
 
 RESULTS = ROOT / "results"
@@ -226,6 +228,35 @@ def test_table_of_two_budgets_is_that_of_its_runs(tmp_path, capsys):
     assert len(printed) == 4 and set(printed) <= set(page)
     with pytest.raises(SystemExit, match="for each of --costs"):
         two_budgets.main([*folders[::-1], "--figure", str(tmp_path / "figure.png")])
+
+
+def test_candidates_are_the_default_where_they_should_be():
+    """studies/truer.py: an update from one batch is the shipped one; with a second batch of another policy,
+    it is another. Where all is kept, mu is the shipped one; where half is, that of twice rho. Verdicts: a
+    clear gain wins, with less safety it does not, and one seed decides nothing."""
+    rng, policy = np.random.default_rng(0), sbtrpo.Policy((3, 4, 2), False)
+    theta, config = sbtrpo.initial_parameters(policy.sizes, np.zeros(2), rng), sbtrpo.Config()
+    actor = sbtrpo.Actor(policy, theta, np.zeros(3), np.ones(3))
+    episodes = [sbtrpo.Episode(rng.normal(size=(21, 3)), rng.normal(size=(20, 2)), rng.normal(size=20),
+                               rng.random(20), False) for _ in range(6)]
+    functions, found = truer.averaged(), []
+    for shift in (0.0, 0.1):
+        batch, moved = functions["make_batch"](episodes, actor), theta + shift
+        given = config, policy, moved, batch.observations, batch.actions, batch.reward, batch.cost, None
+        found.append([update(*given, batch.lengths)[0] for update in
+                      (functions["update_policy"], sbtrpo.update_policy)])
+    assert np.array_equal(*found[0]) and not np.allclose(*found[1])
+    for kept in (1.0, 0.5):
+        functions = truer.shrunk()
+        assert functions["convex_weights"](0.2, 0.75) == sbtrpo.convex_weights(0.2, 0.75)
+        functions["share_kept"].__kwdefaults__ = {"shipped": lambda *given, kept=kept: kept}
+        functions["share_kept"]()
+        assert functions["convex_weights"](0.2, 0.75) == sbtrpo.convex_weights(0.2 / kept, 0.75)
+    runs = [{seed: {"safe reward": reward + seed / 10, "safety": safety + seed / 100} for seed in range(3)}
+            for reward, safety in ((1.0, 0.9), (2.0, 0.9), (2.0, 0.5))]
+    assert truer.verdict(runs[0], runs[1]).startswith("wins")
+    assert "less safe" in truer.verdict(runs[0], runs[2]) and truer.verdict(runs[1], runs[0]).startswith("no")
+    assert truer.verdict(runs[0], {0: runs[1][0]}) == "too few seeds"
 
 
 def test_interval_of_the_promise_covers_the_truth():
