@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import numpy as np
 from report import cut, final, find, number, spread
 from scipy import stats
-from table import ANT, CIRCLE2, HOPPER, POINT, POINT2, ROWS, SWIMMER
+from table import ANT, CIRCLE2, HOPPER, POINT, POINT2, PUBLISHED, SWIMMER
 
 METRICS = "return", "cost", "safety probability", "safe reward"
 HEAD = ["metric", "first", "second", "difference", "p", "Holm", "verdict"]
@@ -151,7 +151,7 @@ def fresh_episodes() -> str:
     text = ""
     for task in (CIRCLE2, SWIMMER):
         found = judged(f"sbtrpo-{task}-safe")
-        known = published(next(row[-1] for row in ROWS if row[0] == task), 5)
+        known = published(PUBLISHED["SB-TRPO", task], 5)
         for policy, name in (("sampled", "as trained"), ("deterministic", "mean action")):
             lines = [compared(metric, sample(values), theirs)
                      for (metric, values), theirs in zip(found[policy].items(), known)]

@@ -7,12 +7,12 @@
 or of a page in docs/.
 """
 
-import argparse, json, re, sys
+import argparse, json
 from pathlib import Path
 
+from pages import fill
+
 ROOT = Path(__file__).resolve().parent.parent
-START, END = "<!-- the ledger, by studies/ledger.py -->\n", "<!-- end of the ledger -->"
-COUNTS = "<!-- the counts, by studies/ledger.py -->\n", "<!-- end of the counts -->"
 HEAD = ["row", "paper and number", "statement", "tried on", "verdict", "cases", "worst figure and its bound"]
 
 
@@ -44,39 +44,15 @@ def counts(ledger: list[dict]) -> str:
     return f"{holds} statements hold, {wrong} fail as printed, {right} of these hold as corrected{left}.\n"
 
 
-def replaced(page: str, start: str, end: str, table: str) -> str:
-    """The page with this table between these comments."""
-    pattern = f"(?<={re.escape(start)}).*?(?={re.escape(end)})"
-    text, found = re.subn(pattern, lambda _: table, page, flags=re.S)
-    assert found == 1, f"a page needs one pair of {start.strip()} and {end}"
-    return text
-
-
-def page_with(start: str) -> Path:
-    """The one page that has this comment."""
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    found = [page for page in pages if start in page.read_text()]
-    if len(found) != 1:
-        sys.exit(f"{len(found)} pages have the line {start.strip()}, and one should.")
-    return found[0]
-
-
-def put(table: str, start: str, end: str) -> Path:
-    """Puts a table between two comments of the page that has them."""
-    page = page_with(start)
-    page.write_text(replaced(page.read_text(), start, end, table))
-    return page
-
-
-def updated(pages: str, ledger: list[dict]) -> str:
-    """The text of all pages, with what the ledger says."""
-    return replaced(replaced(pages, START, END, table(ledger)), *COUNTS, counts(ledger))
+def tables(ledger: list[dict]) -> dict[str, str]:
+    """What stands in the pages, by name."""
+    return {"the ledger": table(ledger), "the counts": counts(ledger)}
 
 
 def main(argv: list[str] | None = None) -> None:
     argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0]).parse_args(argv)
     ledger = json.loads((ROOT / "results" / "ledger.json").read_text())
-    print(put(table(ledger), START, END), put(counts(ledger), *COUNTS))
+    fill("ledger.py", tables(ledger))
 
 
 if __name__ == "__main__":

@@ -29,15 +29,16 @@ Policies are those of runs with default options after 0, 80,000, 400,000 and 800
 first, in runs/promise-STEPS, and their pools are kept there.
 """
 
-import argparse, dataclasses, importlib, json, math, pickle, re, shutil, subprocess, sys, time
+import argparse, dataclasses, importlib, json, math, pickle, shutil, subprocess, sys, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import numpy as np
 import threadpoolctl
+from pages import fill
 
-PAGE, PLACE = ROOT / "docs" / "promise.md", ROOT / "results" / "promise.json"
+PLACE = ROOT / "results" / "promise.json"
 SIZES, STEPS, DRAWS = (10, 20, 50, 100, 200, 500), 20, 2000
 STAGES = (0, 80_000, 400_000, 800_000)
 CIRCLE, HOPPER, POINT = "SafetyCarCircle2-v0", "SafetyHopperVelocity-v1", "SafetyPointGoal1-v0"
@@ -443,12 +444,6 @@ def tables(results: dict) -> dict[str, str]:
     return {name: "\n".join(table(results)) for name, table in found.items()}
 
 
-def with_tables(text: str, found: dict[str, str]) -> str:
-    """A page in which the lines between `<!-- NAME -->` and `<!-- end -->` are those of this name."""
-    return re.sub(r"(?<=<!-- )(\w+)( -->\n)(?:[|*].*\n)*(?=<!-- end -->)",
-                  lambda m: f"{m[1]}{m[2]}{found[m[1]]}\n", text)
-
-
 def agreement(results: dict) -> list[str]:
     """How often the law is within a point's interval, where both halves give n*; and how far the median of
     Misc/kept is from kept, with each estimator of the table."""
@@ -495,7 +490,7 @@ def main(argv: list[str] | None = None) -> None:
     found = tables(json.loads(options.output.read_text()))
     print("\n\n".join(found.values()))
     if options.output == PLACE:
-        PAGE.write_text(with_tables(PAGE.read_text(), found))
+        fill("promise.py", found)
 
 
 if __name__ == "__main__":

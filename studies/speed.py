@@ -10,8 +10,8 @@
 """Sampling is faster than with Safety Gymnasium as shipped, an update than PyTorch's, an epoch than that of
 C-TRPO's release: results/speed.json, by `uv run studies/speed.py` (Linux, 12 minutes).
 
-It also writes the tables of docs/speed.md and of docs/fast_safety_gymnasium.md, each below a comment
-`<!-- table NAME -->`. With --quick, --only or --tasks: nothing but --output.
+It also writes the tables of docs/speed.md and of docs/fast_safety_gymnasium.md, between comments.
+With --quick, --only or --tasks: nothing but --output.
 
 Every measurement has a process of its own and a warm-up, and takes turns with its competitors. Rates and
 times are medians, ratios the medians of the ratios within each repetition. Whole episodes, resets included,
@@ -43,7 +43,7 @@ memory: MiB of sbtrpo.py with 2 workers, 4 epochs of the default task, all its p
   largest sum of proportional set sizes (PSS; 20 looks a second), and the sum of the largest resident sets
 """
 
-import argparse, csv, functools, json, math, multiprocessing, os, platform, re, resource, subprocess, sys
+import argparse, csv, functools, json, math, multiprocessing, os, platform, resource, subprocess, sys
 import tempfile, time, unittest.mock
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata, util
@@ -53,6 +53,7 @@ from statistics import median
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import numpy as np
+from pages import fill
 
 import sbtrpo
 
@@ -512,11 +513,6 @@ def tables(results: dict) -> dict:
                         row(f"sum of {memory['processes']} resident sets", resident))}
 
 
-def with_tables(text: str, found: dict) -> str:
-    """A page in which each table below a comment `<!-- table NAME -->` is the one of this name."""
-    return re.sub(r"(?<=<!-- table )(\w+)( -->\n)(?:\|.*\n)*", lambda m: f"{m[1]}{m[2]}{found[m[1]]}\n", text)
-
-
 def machine() -> dict:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
@@ -561,9 +557,7 @@ def main(argv: list[str] | None = None) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(results, indent=1) + "\n")
     if whole:
-        for name in ("speed", "fast_safety_gymnasium"):
-            page = ROOT / "docs" / f"{name}.md"
-            page.write_text(with_tables(page.read_text(), tables(results)))
+        fill("speed.py", tables(results))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ from scipy import stats
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "studies")]
+import conftest
 import differences
 import margins
+import pages
 import promise
 import published
 import report
@@ -26,6 +28,14 @@ ROWS = [[cell.strip().strip("`") for cell in line.split("|")[1:-1]]
         for line in INDEX.splitlines() if line.startswith("| `")]
 RUNS = {row[0]: row for row in ROWS if len(row) == 6}
 FOLDERS = sorted({path.parent.parent for path in RESULTS.rglob("progress.csv")})
+TEXT = conftest.pages()
+
+
+def in_pages(study: str, found: dict[str, str]) -> None:
+    """What the study would write is what is there, each name once."""
+    there = [match[2] for match in pages.between(study).finditer(TEXT)]
+    assert sorted(there) == sorted(found) and there, f"run: uv run studies/{study}"
+    assert pages.filled(TEXT, study, found) == TEXT, f"run: uv run studies/{study}"
 
 
 def epochs(run: Path) -> list[dict]:
@@ -175,8 +185,14 @@ def test_rows_of_ours_beside_the_release_are_those_of_the_runs(tmp_path, capsys)
         of_task = text.split(f"### {task}\n")[1].split("###")[0].splitlines()
         assert printed == [line for line in of_task if "M | ours" in line] and len(printed) >= 8
         [known] = [line.split("|")[4:6] for line in of_task if line.startswith("| 5M | published")]
-        assert " at ".join(cell.strip() for cell in known) in next(
-            row[-1] for row in table.ROWS if row[0] == task and "±" in row[-1])
+        assert " at ".join(cell.strip() for cell in known) in table.PUBLISHED["C-TRPO", task]
+
+
+def test_results_in_the_pages_are_those_in_results():
+    """What studies/table.py would write is what is there. Control: seeds of another task are refused."""
+    in_pages("table.py", table.tables())
+    with pytest.raises(AssertionError, match="SafetyAntVelocity-v1 only"):
+        table.cells(RESULTS / "ctrpo-SafetyHopperVelocity-v1-paper", "ctrpo", "SafetyAntVelocity-v1")
 
 
 def test_margins_are_those_of_the_runs(capsys, monkeypatch):
@@ -196,27 +212,20 @@ def test_margins_are_those_of_the_runs(capsys, monkeypatch):
 
 def test_tables_of_speed_are_those_of_its_results():
     """As the study writes them below their comments. Control: a table of other results is another one."""
-    results = json.loads((ROOT / "results" / "speed.json").read_text())
-    found, seen = speed.tables(results), set()
-    for name in ("speed", "fast_safety_gymnasium"):
-        page = (ROOT / "docs" / f"{name}.md").read_text()
-        assert speed.with_tables(page, found) == page
-        seen |= set(re.findall(r"<!-- table (\w+) -->\n\|", page))
-    assert seen == set(found)
+    results = json.loads((RESULTS / "speed.json").read_text())
+    in_pages("speed.py", speed.tables(results))
     results["memory"]["peak_pss_mib"] += 100
-    page = (ROOT / "docs" / "speed.md").read_text()
-    assert speed.with_tables(page, speed.tables(results)) != page
+    assert pages.filled(TEXT, "speed.py", speed.tables(results)) != TEXT
 
 
 def test_tables_of_the_promise_are_those_of_its_results():
     """docs/promise.md shows what studies/promise.py makes of results/promise.json. Control: other results."""
-    results, page = json.loads((RESULTS / "promise.json").read_text()), promise.PAGE.read_text()
-    found = promise.tables(results)
-    assert set(re.findall(r"<!-- (\w+) -->\n[|*]", page)) == set(found) and len(results) == len(promise.CASES)
-    assert promise.with_tables(page, found) == page
+    results = json.loads((RESULTS / "promise.json").read_text())
+    assert len(results) == len(promise.CASES)
+    in_pages("promise.py", promise.tables(results))
     first = next(iter(results))
     changed = results | {first: results[first] | {"cost": results[first]["cost"] + 10}}
-    assert promise.with_tables(page, promise.tables(changed)) != page
+    assert pages.filled(TEXT, "promise.py", promise.tables(changed)) != TEXT
 
 
 def test_table_of_two_budgets_is_that_of_its_runs(tmp_path, capsys):
@@ -276,7 +285,7 @@ def test_interval_of_the_promise_covers_the_truth():
     assert covered[0] / 200 > 0.88 and covered[1] / 200 < 0.6, covered / 200
 
 
-STUDIES = sorted((ROOT / "studies").glob("*.py"))
+STUDIES = [path for path in sorted((ROOT / "studies").glob("*.py")) if path.name != "pages.py"]  # no study
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)

@@ -1,0 +1,33 @@
+"""What studies have found, between comments of README.md and of the pages in docs/:
+
+    <!-- NAME, by studies/FILE.py -->
+    what found[NAME] says
+    <!-- end of NAME -->
+"""
+
+import re, sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def between(study: str) -> re.Pattern:
+    """Matches all that a study has written: first comment, its name, the text, last comment."""
+    return re.compile(rf"(<!-- ([^<>]+), by studies/{study} -->\n)(.*?)(<!-- end of \2 -->)", re.S)
+
+
+def filled(text: str, study: str, found: dict[str, str]) -> str:
+    """The text of a page with what a study has found."""
+    return between(study).sub(lambda match: f"{match[1]}{found[match[2]].strip()}\n{match[4]}", text)
+
+
+def fill(study: str, found: dict[str, str]) -> None:
+    """Writes the pages anew, and prints which. Each name has to stand in one page, once."""
+    texts = {path: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+    there = [match[2] for text in texts.values() for match in between(study).finditer(text)]
+    if sorted(there) != sorted(found):
+        sys.exit(f"The pages have comments for {sorted(there)}, and {study} has found {sorted(found)}.")
+    for path, text in texts.items():
+        if between(study).search(text):
+            path.write_text(filled(text, study, found))
+            print(path)
