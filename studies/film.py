@@ -22,6 +22,10 @@ state, and their actions are drawn with the same random numbers. Return and cost
 above each picture. The car leaves a trace: blue where a step was free, red where it cost. Three episodes say
 little: below stand the means over the last tenth of the epochs of training.
 
+`--tasks` draws figures/tasks.gif: the eight tasks of SB-TRPO's paper, seed 0 of results/sbtrpo-TASK-paper, of
+each the first episode that tools/evaluate.py judges. Goals are those of Safety Gymnasium's Goal, Button and
+Push.
+
 It needs a renderer: on Debian, `apt install libosmesa6` and MUJOCO_GL=osmesa, or EGL. Without one it ends
 with one sentence.
 """
@@ -43,55 +47,67 @@ RUNS = {"reward only": ("", sbtrpo, "sbtrpo-SafetyCarCircle2-v0-reward-only"),
         "SB-TRPO": ("no cost at all", sbtrpo, "sbtrpo-SafetyCarCircle2-v0-safe"),
         "C-TRPO": ("25 an episode", ctrpo, "ctrpo-SafetyCarCircle2-v0-cost-limit-25-2.6M")}
 KEYS = (0, 0, 0), (0, 0, 1), (0, 0, 2)  # evaluation seed, training seed, episode: as in tools/evaluate.py
+TASKS = ("PointPush2-v0", "PointButton2-v0", "PointGoal2-v0", "CarPush2-v0",
+         "CarCircle2-v0", "CarGoal2-v0", "SwimmerVelocity-v1", "HopperVelocity-v1")
 EVERY, MILLISECONDS = 4, 40  # steps from picture to picture
-VIEW = 58, 92, 342, 328  # of 400 x 400 pixels, what is shown: left, top, right, bottom
+VIEW = 58, 92, 342, 328  # of 400 x 400 pixels, what is shown of the circle: left, top, right, bottom
+WIDER, MOVING = (34, 68, 366, 345), (0, 40, 480, 440)  # of all other navigation; of 480 x 480, of the rest
+SMALL = 240, 200  # pixels of one of eight pictures
 BLUE, RED = (0.0, 0.45, 1.0, 1.0), (1.0, 0.1, 0.0, 1.0)
 KEPT = "black", "#D55E00", "#E8112D", "#A00C20", "#0060D0", "#003A80", "#E01000", "#901000"  # in the palette
 
 
 class Filmed(gymnasium.Wrapper):
-    """Keeps (picture, return so far, cost so far) of an episode; the car leaves a trace."""
+    """Keeps (picture, return so far, cost so far, goals so far) of an episode, every so many steps; on
+    navigation tasks the agent leaves a trace."""
+
+    def __init__(self, env, view=VIEW, every=EVERY):
+        super().__init__(env)
+        self.view, self.every, self.traced = view, every, hasattr(env.unwrapped, "task")
 
     def reset(self, **options):
         result = self.env.reset(**options)
-        self.frames, self.trace, self.totals = [], [], np.zeros(2)
+        self.frames, self.trace, self.totals = [], [], np.zeros(3)
         self.shoot()
         return result
 
     def step(self, action):
         result = self.env.step(action)
         _, reward, terminated, truncated, info = result
-        self.totals += reward, info["cost"]
-        self.trace.append((self.unwrapped.task.agent.pos.copy(), RED if info["cost"] > 0 else BLUE))
-        if len(self.trace) % EVERY == 0 or terminated or truncated:
+        self.totals += reward, info["cost"], bool(info.get("goal_met"))
+        self.trace.append((self.place(), RED if info["cost"] > 0 else BLUE))
+        if len(self.trace) % self.every == 0 or terminated or truncated:
             self.shoot()
         return result
 
+    def place(self):
+        return self.unwrapped.task.agent.pos.copy() if self.traced else None
+
     def shoot(self):
-        for place, colour in self.trace[::EVERY]:
+        for place, colour in self.trace[::EVERY] if self.traced else ():
             ball = {"pos": place, "size": np.full(3, 0.03), "rgba": colour, "label": ""}
             self.unwrapped.task.viewer.add_marker(type=2, **ball)  # 2: a sphere
-        self.frames.append((Image.fromarray(self.env.render()).crop(VIEW), *self.totals))
+        self.frames.append((Image.fromarray(self.env.render()).crop(self.view), *self.totals))
 
 
-def camera():
-    """The environment of all three, ready to be filmed."""
+def camera(task: str, view=VIEW, every=EVERY) -> Filmed:
+    """An environment, ready to be filmed."""
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "osmesa")
     try:
-        return Filmed(evaluate.camera(sbtrpo, "SafetyCarCircle2-v0"))
+        return Filmed(evaluate.camera(sbtrpo, task), view, every)
     except SystemExit as no_renderer:
         sys.exit(str(no_renderer).removeprefix("--video: "))
 
 
-def film(env: Filmed, algorithm, folder: str) -> tuple[list[list], str]:
+def film(env: Filmed, algorithm, folder: str, keys=KEYS) -> tuple[list[list], str]:
     """The frames of each episode; and what training ended with."""
     try:
         _, state = algorithm.load_run(ROOT / "results" / folder / "seed-0")
     except algorithm.Failure as error:
         sys.exit(str(error))
     episodes, actor = [], algorithm.make_actor(state)
-    for key in KEYS:
+    for key in keys:
         evaluate.play(algorithm, env, actor, key, deterministic=False, noise=0.0)
         episodes.append(env.frames)
     return episodes, end_of_training(state["progress"].decode())
@@ -105,8 +121,9 @@ def end_of_training(progress: str) -> str:
     return f"in training: return {total:.1f}, cost {cost:.1f}, {safe:.0%} safe"
 
 
-def panel(name: str, aim: str, end: str, picture: Image.Image, total: float, cost: float) -> Image.Image:
-    """A picture between its captions."""
+def panel(name: str, aim: str, end: str, picture: Image.Image, total: float, cost: float,
+          goals: float) -> Image.Image:
+    """A picture between its captions; goals are shown where there are any."""
     large, small = ImageFont.load_default(18), ImageFont.load_default(14)
     image = Image.new("RGB", (picture.width, picture.height + 74), "white")
     image.paste(picture, (0, 52))
@@ -116,6 +133,8 @@ def panel(name: str, aim: str, end: str, picture: Image.Image, total: float, cos
     draw.text((image.width - 4, 7), aim, "#555555", small, anchor="ra")
     draw.text((4, 29), f"return {total:.1f}", "black", small)
     draw.text((110, 29), f"cost {cost:.0f}", "#D55E00" if cost > 0 else "black", small)
+    if goals:
+        draw.text((170, 29), f"goals {goals:.0f}", "black", small)
     return image
 
 
@@ -142,20 +161,51 @@ def write(path: Path, episodes: list[list[Image.Image]]) -> int:
     return len(images)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
-    parser.add_argument("path", nargs="?", type=Path, default=ROOT / "figures" / "at_work.gif")
-    path = parser.parse_args(argv).path
-    env, films, captions = camera(), [], []
+def rows_of(images: list[Image.Image], columns: int, gap: int = 6) -> Image.Image:
+    rows = [side_by_side(images[k : k + columns]) for k in range(0, len(images), columns)]
+    width, height = rows[0].size
+    sheet = Image.new("RGB", (width, len(rows) * (height + gap) - gap), "white")
+    for k, row in enumerate(rows):
+        sheet.paste(row, (0, k * (height + gap)))
+    return sheet
+
+
+def eight_tasks() -> list[list[Image.Image]]:
+    """One episode of each task at once; one that ends sooner stays as it was."""
+    films, cameras = [], []
+    for name in TASKS:
+        view = MOVING if "Velocity" in name else VIEW if "Circle" in name else WIDER
+        cameras.append(env := camera(f"Safety{name}", view, 2 * EVERY))  # all open: one display is theirs
+        [frames], end = film(env, sbtrpo, f"sbtrpo-Safety{name}-paper", KEYS[:1])
+        print(f"{name}: return {frames[-1][1]:.2f} at cost {frames[-1][2]:g}; {end}", flush=True)
+        short = name.split("-")[0].removesuffix("Velocity")
+        end = end.removeprefix("in training: ")
+        films.append([panel(short, "", end, picture.resize(SMALL), *totals) for picture, *totals in frames])
+    longest = max(map(len, films))
+    films = [images + images[-1:] * (longest - len(images)) for images in films]
+    return [[rows_of(images, 4) for images in zip(*films)]]
+
+
+def three_policies() -> list[list[Image.Image]]:
+    """Three episodes, three policies each."""
+    env, films, captions = camera("SafetyCarCircle2-v0"), [], []
     for name, (aim, algorithm, folder) in RUNS.items():
         episodes, end = film(env, algorithm, folder)
         ends = ", ".join(f"{frames[-1][1]:.2f} at cost {frames[-1][2]:g}" for frames in episodes)
         print(f"{name}: return {ends}; {end}", flush=True)
         films.append(episodes)
         captions.append((name, aim, end))
-    sheets = [[side_by_side([panel(*texts, *frame) for texts, frame in zip(captions, frames)])
-               for frames in zip(*episode)] for episode in zip(*films)]
-    count = write(path, sheets)
+    return [[side_by_side([panel(*texts, *frame) for texts, frame in zip(captions, frames)])
+             for frames in zip(*episode)] for episode in zip(*films)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n")[0])
+    parser.add_argument("path", nargs="?", type=Path, help="default figures/at_work.gif, or tasks.gif")
+    parser.add_argument("--tasks", action="store_true", help="eight tasks instead of three policies")
+    options = parser.parse_args(argv)
+    path = options.path or ROOT / "figures" / ("tasks.gif" if options.tasks else "at_work.gif")
+    count = write(path, eight_tasks() if options.tasks else three_policies())
     print(f"{path}: {count} images, {path.stat().st_size / 1e6:.1f} MB")
     return 0
 

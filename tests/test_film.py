@@ -1,4 +1,4 @@
-"""studies/film.py and figures/at_work.gif. Part of `uv run test_updates.py`."""
+"""studies/film.py, figures/at_work.gif and figures/tasks.gif. Part of `uv run test_updates.py`."""
 
 import csv, os, subprocess, sys
 from pathlib import Path
@@ -16,7 +16,8 @@ import sbtrpo
 
 
 class Corridor(gymnasium.Env):
-    """Ten steps to the right; each pays its number, and the last three cost 1. It draws its markers."""
+    """Ten steps to the right; each pays its number, the last three cost 1, the fifth one is a goal. It draws its
+    markers."""
     observation_space = gymnasium.spaces.Box(0, 10, (1,))
     action_space = gymnasium.spaces.Box(-1, 1, (1,))
 
@@ -32,22 +33,27 @@ class Corridor(gymnasium.Env):
     def step(self, action):
         self.place[0] += 1
         x = self.place[0]
-        return self.place[:1].copy(), x, False, x == 10, {"cost": float(x > 7)}
+        return self.place[:1].copy(), x, False, x == 10, {"cost": float(x > 7), "goal_met": x == 5}
 
     def render(self):
         self.drawn, self.markers = [(m["pos"][0], m["rgba"]) for m in self.markers], []
         return np.zeros((400, 400, 3), np.uint8)
 
 
-def test_pictures_carry_return_and_cost_so_far():
+def test_pictures_carry_return_cost_and_goals_so_far():
     """The first, every fourth and the last; the last totals are those that evaluate judges; the trace is
-    where the agent was, in red where it cost."""
+    where the agent was, in red where it cost. Without a place there is no trace."""
     env = film.Filmed(Corridor())
     actor = SimpleNamespace(acting=lambda rng: lambda observation: np.zeros(1))
     totals = evaluate.play(sbtrpo, env, actor, film.KEYS[0], False, 0.0)
-    assert [(total, cost) for _, total, cost in env.frames] == [(0, 0), (10, 0), (36, 1), (55, 3)]
-    assert env.frames[-1][1:] == tuple(totals[:2])
+    so_far = [(0, 0, 0), (10, 0, 0), (36, 1, 1), (55, 3, 1)]
+    assert [frame[1:] for frame in env.frames] == so_far and so_far[-1] == tuple(totals)
     assert env.unwrapped.drawn == [(1, film.BLUE), (5, film.BLUE), (9, film.RED)]
+    without = Corridor()
+    del without.task
+    env = film.Filmed(without, every=5)
+    evaluate.play(sbtrpo, env, actor, film.KEYS[0], False, 0.0)
+    assert [frame[1] for frame in env.frames] == [0, 15, 55] and not without.drawn
 
 
 def test_the_policies_of_the_film_are_trained_on_one_task():
