@@ -23,7 +23,7 @@ verdict      `differs` where that is below 5%, else `not distinguishable`: alike
 Of one policy's episodes, the number of safe ones is compared by Fisher's exact test.
 """
 
-import argparse, json, re, sys
+import argparse, json, sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import numpy as np
 from report import cut, final, find, number, spread
 from scipy import stats
+import table
 from table import ANT, CIRCLE2, HOPPER, POINT, POINT2, PUBLISHED, SWIMMER
 
 METRICS = "return", "cost", "safety probability", "safe reward"
@@ -122,8 +123,8 @@ def finals(folder: str, metric: str) -> np.ndarray:
 
 def published(text: str, n: int) -> list[Sample]:
     """Of `7.5 ± 1.5 at 0.99 ± 0.01`."""
-    pairs = re.findall(r"([\d.,]+) ± ([\d.,]+)", text)
-    return [Sample(*(float(x.replace(",", "")) for x in pair), n) for pair in pairs]
+    pairs = [part.replace(",", "").partition(" ± ")[::2] for part in text.split(" at ")]
+    return [Sample(float(mean), float(std or "nan"), n) for mean, std in pairs]
 
 
 def dials() -> str:
@@ -151,7 +152,7 @@ def fresh_episodes() -> str:
     text = ""
     for task in (CIRCLE2, SWIMMER):
         found = judged(f"sbtrpo-{task}-safe")
-        known = published(PUBLISHED["SB-TRPO", task], 5)
+        known = published(PUBLISHED["SB-TRPO", task].partition(" (")[0], 5)
         for policy, name in (("sampled", "as trained"), ("deterministic", "mean action")):
             lines = [compared(metric, sample(values), theirs)
                      for (metric, values), theirs in zip(found[policy].items(), known)]
@@ -168,10 +169,10 @@ def fresh_episodes() -> str:
 def beside_the_release() -> str:
     """Ours and the release's at 5M steps, by results/published.md."""
     text = ""
-    for part in (RESULTS / "published.md").read_text().split("### ")[1:]:
-        rows = re.findall(r"^\| 5M \| (.*?) \| (\d) \| (.*?) \| (.*?) \| .*? \|$", part, re.M)
-        samples = {label: published(f"{returned} {cost}", int(n)) for label, n, returned, cost in rows}
-        theirs, task = samples.pop("published"), part.split("\n")[0]
+    for task, rows in table.beside_the_release().items():
+        samples = {label: published(f"{returned} at {cost}", int(n))
+                   for steps, label, n, returned, cost, _ in rows if steps == "5M"}
+        theirs = samples.pop("published")
         for label, ours in samples.items():
             lines = [compared(metric, *pair) for metric, *pair in zip(METRICS, ours, theirs)]
             text += section(f"C-TRPO, {label}, against the release's own runs: {task}, at 5M steps", lines)

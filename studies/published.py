@@ -8,37 +8,59 @@
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
 """C-TRPO's returns and costs are those of its official release, as far as the seeds can tell:
-results/published.md, by `uv run studies/published.py OUT.png TASK LABEL=FOLDER ...` for each task.
+results/published.md, by `uv run studies/published.py`, with a clone of the release in release/.
 
-It draws runs over published ones, and prints a table of all at equal steps. A FOLDER holds runs, one a seed,
-of ours or of the official release of C-TRPO, whose columns have the same names; the first is drawn in grey.
-All are averaged over --window steps (the release's numbers are themselves running means over 50 episodes).
-Lines are means over seeds; bands, and what follows ±, one standard deviation, with n - 1. The cost regret is
-the sum over time of max(0, cost - limit), of these averages, in cost per episode times million steps: what
-exceeds the limit within an average does not count, for either.
+The release's eight tasks, its runs with hysteresis and ours, at equal steps. All are averaged over 200,000
+steps (the release's numbers are themselves running means over 50 episodes). What follows ± is one standard
+deviation over seeds, with n - 1. The cost regret is the sum over time of max(0, cost - 25), of these
+averages, in cost per episode times million steps: what exceeds the limit within an average does not count,
+for either. It also draws figures/published.png, whose bands are the same deviations, and puts the last rows
+of each task, at 5M steps at most, into docs/ctrpo.md.
 """
 
 import argparse, sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
 import numpy as np
 from matplotlib.figure import Figure
-from report import COLOURS, Run, find, save, smooth, spread
+from pages import fill
+from report import COLOURS, GREY, Run, find, save, smooth, spread
+from table import ANT, BESIDE, HOPPER, POINT, TASKS, beside_the_release, joined
 
-PANELS = {"return": "return per episode", "cost": "cost per episode", "regret": "cost regret, in total"}
+RELEASE = ROOT / "release" / "data" / "runs" / "ablation"
+PRESET = "ours, preset paper"
+OURS = {task: {"preset paper": "paper"} for task in TASKS["C-TRPO"]}  # {label: setting} of each task
+OURS[POINT] = {"defaults": "defaults-5M"} | OURS[POINT]
+OURS[HOPPER] = {"defaults": "defaults-5M"} | OURS[HOPPER]
+OURS[ANT] = {"delta 0.03": "delta-0.03", "delta 0.01": "delta-0.01"} | OURS[ANT]
+COLOUR = {"published": GREY, PRESET: COLOURS[1], "ours, defaults": COLOURS[0],
+          "ours, delta 0.03": COLOURS[0], "ours, delta 0.01": COLOURS[2]}
+WINDOW, LIMIT = 200_000, 25.0  # environment steps; cost per episode
 MARKS = 1_000_000, 2_000_000, 3_000_000, 5_000_000, 10_000_000  # rows, beside the last that all have
+HEAD = ["steps", "runs", "seeds", "return", "cost", "cost regret so far"]
+ABOUT = f"""Runs of ours beside those of C-TRPO's official release (https://github.com/milosen/ctrpo,
+386c647), by `uv run studies/published.py`: means over {WINDOW:,} steps, and over seeds ± the standard
+deviation with n - 1.
+"""
 
 
-def averages(group: list[Run], window: int, limit: float) -> tuple[np.ndarray, dict]:
-    """Ends of the windows, as far as all runs have come, and {panel: (seeds, windows)}."""
-    at = np.arange(window, min(run.steps[-1] for run in group) + 1, window)
-    if not len(at):
-        sys.exit(f"a run has not come to {window:,} steps yet.")
-    returns, costs = (np.array([smooth(run.steps, run.columns[name], at, window) for run in group])
+def averages(group: list[Run]) -> tuple[np.ndarray, dict]:
+    """Ends of the windows, as far as all runs have come, and {column: (seeds, windows)}."""
+    at = np.arange(WINDOW, min(run.steps[-1] for run in group) + 1, WINDOW)
+    returns, costs = (np.array([smooth(run.steps, run.columns[name], at, WINDOW) for run in group])
                       for name in ("return", "cost"))
-    regret = np.cumsum(np.maximum(costs - limit, 0), axis=1) * window / 1e6
+    regret = np.cumsum(np.maximum(costs - LIMIT, 0), axis=1) * WINDOW / 1e6
     return at, {"return": returns, "cost": costs, "regret": regret}
+
+
+def ours(task: str) -> dict[str, tuple]:
+    """{label: averages} of our runs, as far as there are any."""
+    folders = {label: ROOT / "results" / f"ctrpo-{task}-{setting}" for label, setting in OURS[task].items()}
+    groups = {label: find([str(folder)]) for label, folder in folders.items() if folder.exists()}
+    assert all(run.task == task for group in groups.values() for run in group), task
+    return {f"ours, {label}": averages(group) for label, group in groups.items()}
 
 
 def cell(values: np.ndarray) -> str:
@@ -48,42 +70,59 @@ def cell(values: np.ndarray) -> str:
     return f"{mean} ± {spread(values):,.{digits}f}" if len(values) > 1 else mean
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0])
-    parser.add_argument("path", metavar="OUT.png", type=Path)
-    parser.add_argument("task", metavar="TASK")
-    parser.add_argument("series", metavar="LABEL=FOLDER", nargs="+")
-    parser.add_argument("--window", type=int, default=200_000, metavar="STEPS")
-    parser.add_argument("--cost-limit", type=float, default=25.0)
-    options = parser.parse_args(argv)
-    groups = {}
-    for run in find(options.series):
-        if run.task != options.task:
-            sys.exit(f"{run.folder} is a run of {run.task}, not of {options.task}.")
-        groups.setdefault(run.label or run.experiment, []).append(run)
-    groups = {label: averages(group, options.window, options.cost_limit) for label, group in groups.items()}
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
-    axes = dict(zip(PANELS, figure.subplots(1, 3)))
-    for (label, (at, values)), colour in zip(groups.items(), ("#444444", *COLOURS)):
-        for panel, axis in axes.items():
-            mean, std = values[panel].mean(0), spread(values[panel])
-            name = f"{label} ({len(values[panel])} seed{'s' * (len(values[panel]) > 1)})"
-            axis.plot(at / 1e6, mean, color=colour, label=name)
-            axis.fill_between(at / 1e6, mean - std, mean + std, color=colour, alpha=0.18, linewidth=0)
-    for panel, axis in axes.items():
-        axis.set(title=PANELS[panel], xlabel="million steps", xlim=(0, None))
-    axes["cost"].axhline(options.cost_limit, color="#444444", linestyle="--", linewidth=1.2)
-    axes["return"].legend(fontsize=9)
-    figure.suptitle(options.task, fontsize=13)
-    save(figure, options.path)
-    print(f"\n### {options.task}\n\n| steps | runs | seeds | return | cost | cost regret so far |\n"
-          "|---|---|---|---|---|---|")
+def rows(groups: dict[str, tuple]) -> list[list[str]]:
+    """Of one task, by steps."""
+    lines = []
     for t in sorted({*MARKS, int(min(at[-1] for at, _ in groups.values()))}):
-        for label, (at, values) in groups.items():
+        for label, (at, columns) in groups.items():
             if t in at:
-                i, seeds = int(np.argmax(at == t)), len(values["return"])
-                cells = [cell(values[panel][:, i]) for panel in PANELS]
-                print(f"| {t / 1e6:g}M | {label} | {seeds} | {' | '.join(cells)} |")
+                cells = [cell(values[:, np.argmax(at == t)]) for values in columns.values()]
+                lines.append([f"{t / 1e6:g}M", label, str(len(columns["return"])), *cells])
+    return lines
+
+
+def at_the_end(found: dict[str, list[list[str]]]) -> str:
+    """A line a task: the last steps, 5M at most, that the published runs and the preset have come to."""
+    lines = []
+    for task, of_task in found.items():
+        rows = {(label, steps): cells for steps, label, *cells in of_task}
+        both = [steps for label, steps in rows if label == PRESET and ("published", steps) in rows]
+        end = both[-1] if both else "5M"
+        theirs, ours = (rows.get((label, end)) for label in ("published", PRESET))
+        line = [task, end, f"{theirs[1]} at {theirs[2]}"]
+        lines.append([*line, f"{ours[1]} at {ours[2]}", ours[0]] if ours else [*line, "not run yet", ""])
+    return joined(["task", "steps", "published, 5 seeds", "ours, `--preset paper`", "seeds"], lines)
+
+
+def draw(groups: dict[str, dict]) -> None:
+    """Return and cost of each task over the steps, published ones in grey."""
+    figure = Figure(figsize=(15, 11), layout="constrained")
+    axes = figure.subplots(4, 4)
+    for k, (task, of_task) in enumerate(groups.items()):
+        for axis, column in zip((axes[k // 4 * 2, k % 4], axes[k // 4 * 2 + 1, k % 4]), ("return", "cost")):
+            for label, (at, columns) in of_task.items():
+                colour = COLOUR[label]
+                mean, std = columns[column].mean(0), spread(columns[column])
+                axis.plot(at / 1e6, mean, color=colour, label=f"{label} ({len(columns[column])})")
+                axis.fill_between(at / 1e6, mean - std, mean + std, color=colour, alpha=0.18, linewidth=0)
+            axis.set(ylabel=f"{column} per episode", xlim=(0, 10))
+        axes[k // 4 * 2, k % 4].set_title(task)
+        axes[k // 4 * 2, k % 4].legend(fontsize=8)
+        axis.axhline(LIMIT, color=GREY, linestyle="--", linewidth=1.2)
+        axis.set(xlabel="million steps", ylim=(0, None))
+    save(figure, ROOT / "figures" / "published.png")
+
+
+def main(argv: list[str] | None = None) -> None:
+    argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0]).parse_args(argv)
+    if not RELEASE.exists():
+        sys.exit("There are no published runs: git clone https://github.com/milosen/ctrpo release")
+    groups = {task: {"published": averages(find([str(RELEASE / task / "c-trpo-hyst")])), **ours(task)}
+              for task in TASKS["C-TRPO"]}
+    parts = [f"### {task}\n\n{joined(HEAD, rows(of_task))}\n" for task, of_task in groups.items()]
+    BESIDE.write_text("\n".join([ABOUT, *parts]))
+    draw(groups)
+    fill("published.py", {"beside the release": at_the_end(beside_the_release())})
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import sbtrpo
 
 
 class Corridor(gymnasium.Env):
-    """Ten steps to the right; each pays its number, the last three cost 1, the fifth one is a goal. It draws its
-    markers."""
+    """Ten steps to the right; each pays its number, the last three cost 1, the fifth is a goal. It draws
+    its markers."""
     observation_space = gymnasium.spaces.Box(0, 10, (1,))
     action_space = gymnasium.spaces.Box(-1, 1, (1,))
 

@@ -171,21 +171,24 @@ def test_differences_are_those_of_the_runs():
     assert f"| {p:.2g} | {4 * p:.2g} | **differs** |" in text
 
 
-def test_rows_of_ours_beside_the_release_are_those_of_the_runs(tmp_path, capsys):
-    """results/published.md: what studies/published.py prints of the folders in results/. The release's own
-    runs are not here; its figures at 5M steps are those in the table of all results."""
-    text = (RESULTS / "published.md").read_text()
-    for task, labels in {table.HOPPER: {"defaults": "defaults-5M", "preset paper": "paper"},
-                         table.ANT: {"delta 0.03": "delta-0.03", "delta 0.01": "delta-0.01",
-                                     "preset paper": "paper"},
-                         table.POINT: {"defaults": "defaults-5M", "preset paper": "paper"}}.items():
-        folders = [f"ours, {label}={RESULTS}/ctrpo-{task}-{end}" for label, end in labels.items()]
-        published.main([str(tmp_path / "out.png"), task, *folders])
-        printed = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\| \d", line)]
-        of_task = text.split(f"### {task}\n")[1].split("###")[0].splitlines()
-        assert printed == [line for line in of_task if "M | ours" in line] and len(printed) >= 8
-        [known] = [line.split("|")[4:6] for line in of_task if line.startswith("| 5M | published")]
-        assert " at ".join(cell.strip() for cell in known) in table.PUBLISHED["C-TRPO", task]
+def test_rows_of_ours_beside_the_release_are_those_of_the_runs(monkeypatch):
+    """results/published.md has what studies/published.py makes of our runs, and docs/ctrpo.md its last rows.
+    The release's own runs are not here. Control: a run on another task."""
+    found = table.beside_the_release()
+    in_pages("published.py", {"beside the release": published.at_the_end(found)})
+    assert list(found) == table.TASKS["C-TRPO"]
+    for task, rows in found.items():
+        groups = published.ours(task)
+        of_ours = [row for row in rows if row[1].startswith("ours")]
+        if groups:
+            assert all(row in published.rows(groups) for row in of_ours), "run: uv run studies/published.py"
+            assert {row[1] for row in of_ours} == set(groups)
+        assert [row[:3] for row in rows if row[1:3] == ["published", "5"]][-1][0] == "10M" and len(rows) >= 5
+    assert sum(row[1].startswith("ours") for rows in found.values() for row in rows) >= 28
+    of_another_task = report.find([str(RESULTS / f"ctrpo-{table.ANT}-paper")])
+    monkeypatch.setattr(published, "find", lambda _: of_another_task)
+    with pytest.raises(AssertionError, match="SafetyHopperVelocity-v1"):
+        published.ours(table.HOPPER)
 
 
 def test_results_in_the_pages_are_those_in_results():
