@@ -34,7 +34,7 @@ import numpy as np
 from report import cut, final, find, number, spread
 from scipy import stats
 import table
-from table import ANT, CIRCLE2, HOPPER, POINT, POINT2, PUBLISHED, SWIMMER
+from table import ANT, CIRCLE2, HOPPER, PAPER, POINT, POINT2, SWIMMER
 
 METRICS = "return", "cost", "safety probability", "safe reward"
 HEAD = ["metric", "first", "second", "difference", "p", "Holm", "verdict"]
@@ -152,7 +152,7 @@ def fresh_episodes() -> str:
     text = ""
     for task in (CIRCLE2, SWIMMER):
         found = judged(f"sbtrpo-{task}-safe")
-        known = published(PUBLISHED["SB-TRPO", task].partition(" (")[0], 5)
+        known = published(" at ".join(PAPER[task]), 5)
         for policy, name in (("sampled", "as trained"), ("deterministic", "mean action")):
             lines = [compared(metric, sample(values), theirs)
                      for (metric, values), theirs in zip(found[policy].items(), known)]

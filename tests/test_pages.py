@@ -54,6 +54,7 @@ HOW = {
     "uv run studies/published.py": (HERE, ""),
     "uv run studies/margins.py": (HERE, ""),
     "uv run studies/table.py": (HERE, ""),
+    "uv run studies/rivals.py": (HERE, ""),
     "uv run studies/two_budgets.py": (HERE, ""),
     "uv run studies/ledger.py": (HERE, ""),
     "uv run studies/differences.py": (HERE, ""),

@@ -16,6 +16,7 @@ import pages
 import promise
 import published
 import report
+import rivals
 import sbtrpo
 import speed
 import table
@@ -189,6 +190,10 @@ def test_rows_of_ours_beside_the_release_are_those_of_the_runs(monkeypatch):
     monkeypatch.setattr(published, "find", lambda _: of_another_task)
     with pytest.raises(AssertionError, match="SafetyHopperVelocity-v1"):
         published.ours(table.HOPPER)
+
+
+def test_tables_beside_rivals_are_those_of_the_runs():
+    in_pages("rivals.py", {"rivals": rivals.table(), "fresh episodes": rivals.fresh()})
 
 
 def test_results_in_the_pages_are_those_in_results():

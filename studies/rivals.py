@@ -1,0 +1,109 @@
+# /// script
+# requires-python = ">=3.10,<3.12"
+# dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
+#                 "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7",
+#                 "threadpoolctl==3.6.0", "scipy==1.15.3"]
+# [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
+# override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
+#                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
+# ///
+"""SB-TRPO beside C-TRPO and TRPO with a multiplier on its paper's eight tasks: figures/rivals.png, by
+`uv run studies/rivals.py`, which fills two tables of docs/sbtrpo.md, too.
+
+The runs are those of studies/table_sbtrpo.toml, as far as they are in results/: ALGORITHM-TASK-SETTING, two
+million steps. The first table and the picture have safe reward and safety probability, training episodes of
+the last tenth: means over seeds, and their standard deviations (n - 1). The second table has fresh episodes
+of SB-TRPO's policies, by their evaluation.json: is a safe policy doing its task?
+"""
+
+import argparse, json, sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+from matplotlib.figure import Figure
+from pages import fill
+from report import COLOURS, GREY, MARKERS, find, final, save, spread
+from table import PAPER, TASKS, cells, joined
+
+RIVALS = {"SB-TRPO": ("sbtrpo", "paper"), "with `--advantage time`": ("sbtrpo", "paper-time"),
+          "C-TRPO, budget 0": ("ctrpo", "paper-limit-0"), "budget 15": ("ctrpo", "paper-limit-15"),
+          "TRPO + PID, budget 0": ("strpo", "exclusion-none-limit-0")}
+
+
+def folder(task: str, label: str) -> Path:
+    algorithm, setting = RIVALS[label]
+    return ROOT / "results" / f"{algorithm}-{task}-{setting}"
+
+
+def table() -> str:
+    """Safe reward at safety probability: a line a task, a column a method."""
+    lines = []
+    for task in TASKS["SB-TRPO"]:
+        line = [task, " at ".join(PAPER.get(task, []))]
+        for label, (algorithm, _) in RIVALS.items():
+            place = folder(task, label)
+            found = cells(place, algorithm, task) if place.exists() else []
+            line.append(f"{found[3]} at {found[2]}, {found[5]}" if found else "not yet")
+        lines.append(line)
+    return joined(["task", "paper, 20M, 5", *RIVALS], lines)
+
+
+def fresh() -> str:
+    """Of SB-TRPO's policies on fresh episodes: mean and 95% interval for one policy."""
+    lines = []
+    for task in TASKS["SB-TRPO"]:
+        file = folder(task, "SB-TRPO") / "evaluation.json"
+        runs = json.loads(file.read_text())["by_action_noise"]["0.0"]["runs"] if file.exists() else {}
+        for run in runs.values():
+            for policy, name in (("sampled", "sampled"), ("deterministic", "mean action")):
+                values = [run[policy][metric] for metric in ("safety", "safe reward", "goals")]
+                shown = [with_interval(value) for value in values]
+                lines.append([task, name, *shown[:2], shown[2] if has_goals(task) else ""])
+    return joined(["task", "policy", "safety probability", "safe reward", "goals per safe episode"], lines)
+
+
+def has_goals(task: str) -> bool:
+    return any(kind in task for kind in ("Goal", "Push", "Button"))
+
+
+def with_interval(value: list) -> str:
+    mean, low, high = value
+    if mean is None:
+        return "no safe episode"
+    return f"{mean:.3g}" + (f" [{low:.3g}, {high:.3g}]" if low is not None else "")
+
+
+def draw() -> None:
+    """The paper's scatter: to the right is safer, up is better."""
+    figure = Figure(figsize=(15, 7), layout="constrained")
+    axes = figure.subplots(2, 4).flat
+    for axis, task in zip(axes, TASKS["SB-TRPO"]):
+        for label, colour, marker in zip(RIVALS, COLOURS, MARKERS):
+            if (place := folder(task, label)).exists():
+                runs = find([str(place)])
+                x, y = (final(runs, metric) for metric in ("safety probability", "safe reward"))
+                bars = {"xerr": spread(x), "yerr": spread(y)} if len(runs) > 1 else {}
+                axis.errorbar(x.mean(), y.mean(), fmt=marker, color=colour, markersize=8, capsize=3, **bars)
+        known = [text.split(" ± ") for text in PAPER.get(task, [])]
+        if known and all(len(pair) == 2 for pair in known):
+            (y, yerr), (x, xerr) = (map(float, pair) for pair in known)
+            axis.errorbar(x, y, xerr=xerr, yerr=yerr, fmt="*", color=GREY, markersize=11, capsize=3)
+        axis.axhline(0, color=GREY, linewidth=0.8)
+        axis.set(title=task, xlim=(0, 1.05), xlabel="safety probability", ylabel="safe reward")
+    handles = [axis.plot([], [], marker, color=colour)[0] for colour, marker in zip(COLOURS, MARKERS)]
+    labels = [label.replace("`", "") for label in RIVALS]
+    known = axis.plot([], [], "*", color=GREY)[0]
+    figure.legend([*handles[:len(labels)], known], [*labels, "paper, 20M steps"], ncols=6,
+                  loc="outside lower center")
+    save(figure, ROOT / "figures" / "rivals.png")
+
+
+def main(argv: list[str] | None = None) -> None:
+    argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0]).parse_args(argv)
+    draw()
+    fill("rivals.py", {"rivals": table(), "fresh episodes": fresh()})
+
+
+if __name__ == "__main__":
+    main()
