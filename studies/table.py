@@ -55,6 +55,7 @@ ROWS = [
     ("C-TRPO", ANT, "--preset paper", "paper"),
     ("C-TRPO", ANT, "--initial-std 0.5 --delta 0.03", "delta-0.03"),
     ("C-TRPO", ANT, "--initial-std 0.5", "delta-0.01"),
+    ("C-TRPO", "SafetyHalfCheetahVelocity-v1", "--preset paper", "paper"),
     ("C-TRPO", HOPPER, "--preset paper", "paper"),
     ("C-TRPO", HOPPER, "", "defaults-5M"),
     ("C-TRPO", CIRCLE2, "", "cost-limit-25"),
