@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 from matplotlib.figure import Figure
 from pages import fill
-from report import COLOURS, GREY, MARKERS, find, final, save, spread
+from report import COLOURS, GREY, MARKERS, find, final, number, save, spread
 from table import PAPER, TASKS, cells, joined
 
 RIVALS = {"SB-TRPO": ("sbtrpo", "paper"), "with `--advantage time`": ("sbtrpo", "paper-time"),
@@ -71,7 +71,7 @@ def with_interval(value: list) -> str:
     mean, low, high = value
     if mean is None:
         return "no safe episode"
-    return f"{mean:.3g}" + (f" [{low:.3g}, {high:.3g}]" if low is not None else "")
+    return number(mean) + (f" [{number(low)}, {number(high)}]" if low is not None else "")
 
 
 def draw() -> None:

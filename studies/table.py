@@ -8,7 +8,8 @@
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
 """All runs, a table a paper: of results/, by `uv run studies/table.py`, which puts them between two comments
-of docs/results.md, a few of their rows into README.md, and what was tried for settings into docs/sbtrpo.md.
+of docs/results.md, a few of their rows into README.md, and what was tried for settings into the pages of
+SB-TRPO and sTRPO.
 
 A row is an algorithm, a task, options, and the end of a folder's name, results/ALGORITHM-TASK-SETTING.
 Numbers are means over the epochs of the last tenth of the steps that all its seeds have come to, training
@@ -39,6 +40,7 @@ PAPER = {  # SB-TRPO's safe reward and safety probability, 20M steps, 5 seeds, a
     CIRCLE2: ("7.5 ± 1.5", "0.99 ± 0.01"), SWIMMER: ("48 ± 26", "0.98 ± 0.02")}
 BESIDE = ROOT / "results" / "published.md"
 ROWS = [
+    *(("SB-TRPO", task, "--preset paper", "paper") for task in (PUSH2, HOPPER)),
     ("SB-TRPO", CIRCLE2, "--preset safe", "safe"),
     ("SB-TRPO", CIRCLE2, "--preset paper", "paper"),
     *(("SB-TRPO", CIRCLE2, f"--beta {beta}", f"beta-{beta}") for beta in (0.6, 0.7, 0.75, 0.8, 0.9)),
@@ -74,11 +76,18 @@ ROWS = [
 ]
 FEW = [("SB-TRPO", CIRCLE2, "safe"), ("SB-TRPO", SWIMMER, "safe"), ("C-TRPO", HOPPER, "paper"),
        ("C-TRPO", ANT, "paper"), ("C-TRPO", POINT, "paper"), ("sTRPO", HOPPER, "exact")]  # README's rows
-SETTINGS = {"1M": "", "time-1M": "--advantage time", "gae-1M": "--advantage gae",
-            "cg-5-1M": "--cg-iterations 5", "damping-1e-4-1M": "--damping 1e-4",
-            "std-0.6-1M": "--initial-std 0.6", "optimal-1M": "--update optimal",
-            "delta-0.01-1M": "--delta 0.01", "batch-10000-1M": "--batch-steps 10000",
-            "beta-0.9-1M": "--beta 0.9"}
+SETTINGS = {  # what was tried on development tasks, beside what; {end of the folder: options}
+    "SB-TRPO": ("--preset paper", [CIRCLE2, POINT2], {
+        "paper-1M": "", "paper-time-1M": "--advantage time", "paper-gae-1M": "--advantage gae",
+        "paper-cg-5-1M": "--cg-iterations 5", "paper-damping-1e-4-1M": "--damping 1e-4",
+        "paper-std-0.6-1M": "--initial-std 0.6", "paper-optimal-1M": "--update optimal",
+        "paper-delta-0.01-1M": "--delta 0.01", "paper-batch-10000-1M": "--batch-steps 10000",
+        "paper-beta-0.9-1M": "--beta 0.9"}),
+    "sTRPO": ("--cost-limit 0 --initial-std 1", [CIRCLE, HOPPER], {
+        "limit-0-1M": "", "limit-0-exclusion-none-1M": "--exclusion none",
+        "limit-0-delta-0.02-1M": "--delta-1 0.02", "limit-0-pid-slow-1M": "--pid 0.01 0.001 0",
+        "limit-0-pid-fast-1M": "--pid 0.2 0.02 0.05", "limit-0-batch-20000-1M":
+        "--batch-steps 20000 --delta-1 0.02 --cg-iterations 15 --damping 0.1"})}
 
 
 def cells(folder: Path, algorithm: str, task: str) -> list[str]:
@@ -93,10 +102,10 @@ def cells(folder: Path, algorithm: str, task: str) -> list[str]:
     return [*means, f"{runs[0].steps[-1] / 1e6:.2g}M", str(len(runs)), f"{final(runs, 'hours').mean():.2g}"]
 
 
-def folder_of(method: str, task: str, setting: str) -> tuple[Path, str]:
+def folder_of(method: str, task: str, setting: str, kind: str = "") -> tuple[Path, str]:
     """Where its runs are, and the name of its algorithm."""
     algorithm = method.replace("-", "").lower()
-    return ROOT / "results" / f"{algorithm}-{task}-{setting}", algorithm
+    return ROOT / "results" / f"{kind}{algorithm}-{task}-{setting}", algorithm
 
 
 def beside_the_release() -> dict[str, list[list[str]]]:
@@ -162,21 +171,22 @@ def few() -> str:
     return joined(["task, method, steps, seeds", "ours", "published"], lines)
 
 
-def settings() -> str:
-    """What was tried of SB-TRPO on its development tasks, as far as it was: a million steps, seed 0."""
-    lines = []
-    for task in (CIRCLE2, POINT2):
-        for setting, options in SETTINGS.items():
-            folder = ROOT / "results" / f"development-sbtrpo-{task}-paper-{setting}"
+def settings(method: str) -> str:
+    """What was tried on development tasks, as far as it was: a million steps, seed 0."""
+    lines, (common, tasks, tried) = [], SETTINGS[method]
+    for task in tasks:
+        for setting, options in tried.items():
+            folder, algorithm = folder_of(method, task, setting, "development-")
             if folder.exists():
                 link = linked(options or "nothing else", folder)
-                lines.append([task, link, *cells(folder, "sbtrpo", task)[:4]])
-    return joined(["task", "`--preset paper` with", *METRICS], lines)
+                lines.append([task, link, *cells(folder, algorithm, task)[:4]])
+    return joined(["task", f"`{common}` with", *METRICS], lines)
 
 
 def tables() -> dict[str, str]:
     """What stands in the pages, by name."""
-    return {"the results": table(), "some results": few(), "settings of SB-TRPO": settings()}
+    tried = {f"settings of {method}": settings(method) for method in SETTINGS}
+    return {"the results": table(), "some results": few(), **tried}
 
 
 def main(argv: list[str] | None = None) -> None:
