@@ -40,7 +40,7 @@ PAPER = {  # SB-TRPO's safe reward and safety probability, 20M steps, 5 seeds, a
     CIRCLE2: ("7.5 ± 1.5", "0.99 ± 0.01"), SWIMMER: ("48 ± 26", "0.98 ± 0.02")}
 BESIDE = ROOT / "results" / "published.md"
 ROWS = [
-    *(("SB-TRPO", task, "--preset paper", "paper") for task in (PUSH2, HOPPER)),
+    *(("SB-TRPO", task, "--preset paper", "paper") for task in (PUSH2, BUTTON2, HOPPER)),
     ("SB-TRPO", CIRCLE2, "--preset safe", "safe"),
     ("SB-TRPO", CIRCLE2, "--preset paper", "paper"),
     *(("SB-TRPO", CIRCLE2, f"--beta {beta}", f"beta-{beta}") for beta in (0.6, 0.7, 0.75, 0.8, 0.9)),
