@@ -19,8 +19,8 @@ C-TRPO        ctrpo-SafetyCarCircle2-v0-cost-limit-25-2.6M  25 an episode, in th
 
 It shows the three episodes that tools/evaluate.py judges first, as they come. In each, all begin in the same
 state, and their actions are drawn with the same random numbers. Return and cost of the episode so far stand
-above each picture. The car leaves a trace: blue where a step was free, red where it cost. Three episodes say
-little: below stand the means over the last tenth of the epochs of training.
+above each picture. Every fourth step leaves a dot: blue where that step was free, red where it cost. Three
+episodes say little: below stand the means over the last tenth of the epochs of training.
 
 `--tasks` draws figures/tasks.gif: the eight tasks of SB-TRPO's paper, seed 0 of results/sbtrpo-TASK-paper, of
 each the first episode that tools/evaluate.py judges. Goals are those of Safety Gymnasium's Goal, Button and
@@ -173,9 +173,17 @@ def rows_of(images: list[Image.Image], columns: int, gap: int = 6) -> Image.Imag
 def eight_tasks() -> list[list[Image.Image]]:
     """One episode of each task at once; one that ends sooner stays as it was."""
     films, cameras = [], []
+    missing = [name for name in TASKS if not (ROOT / f"results/sbtrpo-Safety{name}-paper").exists()]
+    if missing:
+        sys.exit(f"--tasks needs runs that are not in results/: {', '.join(missing)}.")
     for name in TASKS:
-        view = MOVING if "Velocity" in name else VIEW if "Circle" in name else WIDER
-        cameras.append(env := camera(f"Safety{name}", view, 2 * EVERY))  # all open: one display is theirs
+        view = WIDER
+        if "Velocity" in name:
+            view = MOVING
+        if "Circle" in name:
+            view = VIEW
+        env = camera(f"Safety{name}", view, 2 * EVERY)
+        cameras.append(env)  # all stay open: one display is theirs
         [frames], end = film(env, sbtrpo, f"sbtrpo-Safety{name}-paper", KEYS[:1])
         print(f"{name}: return {frames[-1][1]:.2f} at cost {frames[-1][2]:g}; {end}", flush=True)
         short = name.split("-")[0].removesuffix("Velocity")

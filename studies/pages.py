@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def between(study: str) -> re.Pattern:
     """Matches all that a study has written: first comment, its name, the text, last comment."""
-    return re.compile(rf"(<!-- ([^<>]+), by studies/{study} -->\n)(.*?)(<!-- end of \2 -->)", re.S)
+    return re.compile(rf"(<!-- ([^<>]+), by studies/{re.escape(study)} -->\n)(.*?)(<!-- end of \2 -->)", re.S)
 
 
 def filled(text: str, study: str, found: dict[str, str]) -> str:

@@ -23,11 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 from matplotlib.figure import Figure
 from pages import fill
-from report import COLOURS, GREY, MARKERS, find, final, number, save, spread
+from report import COLOURS, GREY, MARKERS, cut, final, find, number, save, spread
 from table import PAPER, TASKS, cells, joined
 
-RIVALS = {"SB-TRPO": ("sbtrpo", "paper"), "with `--advantage time`": ("sbtrpo", "paper-time"),
-          "C-TRPO, budget 0": ("ctrpo", "paper-limit-0"), "budget 15": ("ctrpo", "paper-limit-15"),
+RIVALS = {"SB-TRPO": ("sbtrpo", "paper"), "SB-TRPO, `--advantage time`": ("sbtrpo", "paper-time"),
+          "C-TRPO, budget 0": ("ctrpo", "paper-limit-0"), "C-TRPO, budget 15": ("ctrpo", "paper-limit-15"),
           "TRPO + PID, budget 0": ("strpo", "exclusion-none-limit-0")}
 
 
@@ -43,10 +43,12 @@ def table() -> str:
         line = [task, " at ".join(PAPER.get(task, []))]
         for label, (algorithm, _) in RIVALS.items():
             place = folder(task, label)
-            found = cells(place, algorithm, task) if place.exists() else []
-            line.append(f"{found[3]} at {found[2]}, {found[5]}" if found else "not yet")
+            line.append("not yet")
+            if place.exists():
+                _, _, safety, safe_reward, _, seeds, _ = cells(place, algorithm, task)
+                line[-1] = f"{safe_reward} at {safety} ({seeds})"
         lines.append(line)
-    return joined(["task", "paper, 20M, 5", *RIVALS], lines)
+    return joined(["task", "paper (20M, 5 seeds)", *RIVALS], lines)
 
 
 def fresh() -> str:
@@ -56,11 +58,13 @@ def fresh() -> str:
         file = folder(task, "SB-TRPO") / "evaluation.json"
         runs = json.loads(file.read_text())["by_action_noise"]["0.0"]["runs"] if file.exists() else {}
         for run in runs.values():
+            seed = str(run["training_seed"])
             for policy, name in (("sampled", "sampled"), ("deterministic", "mean action")):
                 values = [run[policy][metric] for metric in ("safety", "safe reward", "goals")]
                 shown = [with_interval(value) for value in values]
-                lines.append([task, name, *shown[:2], shown[2] if has_goals(task) else ""])
-    return joined(["task", "policy", "safety probability", "safe reward", "goals per safe episode"], lines)
+                lines.append([task, seed, name, *shown[:2], shown[2] if has_goals(task) else ""])
+    head = ["task", "seed", "policy", "safety probability", "safe reward", "goals per safe episode"]
+    return joined(head, lines)
 
 
 def has_goals(task: str) -> bool:
@@ -81,7 +85,7 @@ def draw() -> None:
     for axis, task in zip(axes, TASKS["SB-TRPO"]):
         for label, colour, marker in zip(RIVALS, COLOURS, MARKERS):
             if (place := folder(task, label)).exists():
-                runs = find([str(place)])
+                [runs] = cut({"": find([str(place)])}, None).values()
                 x, y = (final(runs, metric) for metric in ("safety probability", "safe reward"))
                 bars = {"xerr": spread(x), "yerr": spread(y)} if len(runs) > 1 else {}
                 axis.errorbar(x.mean(), y.mean(), fmt=marker, color=colour, markersize=8, capsize=3, **bars)

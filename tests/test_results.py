@@ -139,8 +139,9 @@ def write_run(folder: Path, value: float, seed: int) -> None:
     folder.mkdir(parents=True)
     config = {"task": "A-v0", "seed": seed, "experiment": ""}
     (folder / "config.json").write_text(json.dumps({"algorithm": "sbtrpo", "config": config}))
-    (folder / "progress.csv").write_text("Train/TotalSteps,Metrics/EpRet,Metrics/EpCost,Time/Total\n"
-                                         f"1000,{value},0,1\n2000,{value},0,1\n")
+    metrics = ",".join(f"Metrics/{name}" for name in ("EpRet", "EpCost", "SafetyProbability", "SafeReward"))
+    (folder / "progress.csv").write_text(f"Train/TotalSteps,{metrics},Time/Total\n"
+                                         f"1000,{value},0,1,{value},1\n2000,{value},0,1,{value},1\n")
 
 
 def test_welch_and_holm_are_the_textbooks():
