@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,6 +85,27 @@ def test_the_film_is_small_and_all_begin_in_the_same_state():
                 one, two, three = (sheet[:, k * (right - left + 6) :][:, : right - left] for k in range(3))
                 equal = np.array_equal(one, two) and np.array_equal(two, three)
                 assert equal == (frame % 126 == 0), frame
+
+
+def test_the_film_of_eight_tasks_is_small_and_shows_an_episode_of_each(monkeypatch):
+    """Two rows of four pictures, an episode of up to 1,000 steps; each picture changes. Control: a task
+    without a run is named, and nothing is filmed."""
+    path = ROOT / "figures" / "tasks.gif"
+    assert path.stat().st_size < 5e6
+    with Image.open(path) as image:
+        assert image.n_frames == 126 and image.info["loop"] == 0
+        first = np.array(image.convert("RGB"))
+        image.seek(20)
+        later = np.array(image.convert("RGB"))
+    (width, height), gap = film.SMALL, 6
+    assert first.shape == (2 * (height + 74) + gap, 4 * (width + gap) - gap, 3)
+    for k in range(8):
+        top, left = k // 4 * (height + 74 + gap) + 52, k % 4 * (width + gap)
+        one, other = (sheet[top : top + height, left : left + width] for sheet in (first, later))
+        assert not np.array_equal(one, other), film.TASKS[k]
+    monkeypatch.setattr(film, "TASKS", ("Nowhere-v0",))
+    with pytest.raises(SystemExit, match="not in results/: Nowhere-v0"):
+        film.eight_tasks()
 
 
 def test_without_a_renderer_it_ends_with_one_sentence(tmp_path):
