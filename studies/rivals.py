@@ -24,16 +24,11 @@ sys.path.insert(0, str(ROOT / "tools"))
 from matplotlib.figure import Figure
 from pages import fill
 from report import COLOURS, GREY, MARKERS, cut, final, find, number, save, spread
-from table import PAPER, TASKS, cells, joined
+from table import PAPER, TASKS, cells, folder_of, joined
 
-RIVALS = {"SB-TRPO": ("sbtrpo", "paper"), "SB-TRPO, `--advantage time`": ("sbtrpo", "paper-time"),
-          "C-TRPO, budget 0": ("ctrpo", "paper-limit-0"), "C-TRPO, budget 15": ("ctrpo", "paper-limit-15"),
-          "TRPO + PID, budget 0": ("strpo", "exclusion-none-limit-0")}
-
-
-def folder(task: str, label: str) -> Path:
-    algorithm, setting = RIVALS[label]
-    return ROOT / "results" / f"{algorithm}-{task}-{setting}"
+RIVALS = {"SB-TRPO": ("SB-TRPO", "paper"), "SB-TRPO, `--advantage time`": ("SB-TRPO", "paper-time"),
+          "C-TRPO, budget 0": ("C-TRPO", "paper-limit-0"), "C-TRPO, budget 15": ("C-TRPO", "paper-limit-15"),
+          "TRPO + PID, budget 0": ("sTRPO", "exclusion-none-limit-0")}  # label: script, setting
 
 
 def table() -> str:
@@ -41,11 +36,11 @@ def table() -> str:
     lines = []
     for task in TASKS["SB-TRPO"]:
         line = [task, " at ".join(PAPER.get(task, []))]
-        for label, (algorithm, _) in RIVALS.items():
-            place = folder(task, label)
+        for method, setting in RIVALS.values():
+            folder, algorithm = folder_of(method, task, setting)
             line.append("not yet")
-            if place.exists():
-                _, _, safety, safe_reward, _, seeds, _ = cells(place, algorithm, task)
+            if folder.exists():
+                _, _, safety, safe_reward, _, seeds, _ = cells(folder, algorithm, task)
                 line[-1] = f"{safe_reward} at {safety} ({seeds})"
         lines.append(line)
     return joined(["task", "paper (20M, 5 seeds)", *RIVALS], lines)
@@ -55,7 +50,7 @@ def fresh() -> str:
     """Of SB-TRPO's policies on fresh episodes: mean and 95% interval for one policy."""
     lines = []
     for task in TASKS["SB-TRPO"]:
-        file = folder(task, "SB-TRPO") / "evaluation.json"
+        file = folder_of("SB-TRPO", task, "paper")[0] / "evaluation.json"
         runs = json.loads(file.read_text())["by_action_noise"]["0.0"]["runs"] if file.exists() else {}
         for run in runs.values():
             seed = str(run["training_seed"])
@@ -83,9 +78,10 @@ def draw() -> None:
     figure = Figure(figsize=(15, 7), layout="constrained")
     axes = figure.subplots(2, 4).flat
     for axis, task in zip(axes, TASKS["SB-TRPO"]):
-        for label, colour, marker in zip(RIVALS, COLOURS, MARKERS):
-            if (place := folder(task, label)).exists():
-                [runs] = cut({"": find([str(place)])}, None).values()
+        for (method, setting), colour, marker in zip(RIVALS.values(), COLOURS, MARKERS):
+            folder, _ = folder_of(method, task, setting)
+            if folder.exists():
+                [runs] = cut({"": find([str(folder)])}, None).values()
                 x, y = (final(runs, metric) for metric in ("safety probability", "safe reward"))
                 bars = {"xerr": spread(x), "yerr": spread(y)} if len(runs) > 1 else {}
                 axis.errorbar(x.mean(), y.mean(), fmt=marker, color=colour, markersize=8, capsize=3, **bars)
