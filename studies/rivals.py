@@ -8,12 +8,14 @@
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
 """SB-TRPO beside C-TRPO and TRPO with a multiplier on its paper's eight tasks: figures/rivals.png, by
-`uv run studies/rivals.py`, which fills two tables of docs/sbtrpo.md, too.
+`uv run studies/rivals.py`, which draws another picture and fills three tables of docs/sbtrpo.md, too.
 
 The runs are those of studies/table_sbtrpo.toml, as far as they are in results/: ALGORITHM-TASK-SETTING, two
 million steps. The first table and the picture have safe reward and safety probability, training episodes of
 the last tenth: means over seeds, and their standard deviations (n - 1). The second table has fresh episodes
-of SB-TRPO's policies, by their evaluation.json: is a safe policy doing its task?
+of SB-TRPO's policies, by their evaluation.json: is a safe policy doing its task? The third has the angles of
+all steps with the best reward step and with the best cost step, to first order, in the Fisher metric;
+figures/angles.png has those of the two tasks of the paper's Figure 4.
 """
 
 import argparse, json, sys
@@ -21,6 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
+import numpy as np
 from matplotlib.figure import Figure
 from pages import fill
 from report import COLOURS, GREY, MARKERS, cut, final, find, number, save, spread
@@ -99,10 +102,57 @@ def draw() -> None:
     save(figure, ROOT / "figures" / "rivals.png")
 
 
+def turned(task: str) -> dict[str, dict]:
+    """{method: {"reward", "cost": angles of all steps of all seeds [degrees]}}; the cost's are NaN where a
+    batch met none."""
+    found = {}
+    for label, (method, setting) in RIVALS.items():
+        folder, _ = folder_of(method, task, setting)
+        runs = find([str(folder)]) if folder.exists() else []
+        if runs and all("reward angle" in run.columns for run in runs):
+            reward, cost, met = (np.concatenate([run.columns[name] for run in runs])
+                                 for name in ("reward angle", "cost angle", "cost"))
+            found[label] = {"reward": reward, "cost": np.where(met > 0, cost, np.nan)}
+    return found
+
+
+def angles() -> str:
+    """A line a task and method: how many batches met cost; of these, medians and quartiles of the angles, and
+    how many steps work against reward."""
+    lines = []
+    for task in TASKS["SB-TRPO"]:
+        for label, of in turned(task).items():
+            met = np.isfinite(of["cost"])
+            shown = ["{1:.0f}° ({0:.0f}° to {2:.0f}°)".format(*np.nanpercentile(each[met], [25, 50, 75]))
+                     for each in of.values()]
+            beyond = f"{np.mean(of['reward'][met] > 90):.0%}"
+            lines.append([task, label, f"{met.mean():.0%}", shown[0], beyond, shown[1]])
+    return joined(["task", "method", "batches with cost", "angle with the best reward step", "beyond 90°",
+                   "angle with the best cost step"], lines)
+
+
+def draw_angles() -> None:
+    """The paper's Figure 4: left of 90 degrees a step improves reward, or cost."""
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axes, edges = figure.subplots(2, 2), np.arange(0, 181, 5)
+    for row, task in zip(axes, ("SafetyCarCircle2-v0", "SafetyPointButton2-v0")):
+        for axis, which in zip(row, ("reward", "cost")):
+            for label, of in turned(task).items():
+                known = of[which][np.isfinite(of[which])]
+                axis.stairs(np.histogram(known, edges)[0] / len(known), edges, linewidth=1.8,
+                            color=COLOURS[list(RIVALS).index(label)], label=label.replace("`", ""))
+            axis.axvline(90, color=GREY, linestyle="--", linewidth=1.2)
+            axis.set(title=f"{task}: angle with the best {which} step", ylabel="share of steps",
+                     xlabel="degrees, in the Fisher metric", xlim=(0, 180), xticks=range(0, 181, 30))
+        row[0].legend()
+    save(figure, ROOT / "figures" / "angles.png")
+
+
 def main(argv: list[str] | None = None) -> None:
     argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0]).parse_args(argv)
     draw()
-    fill("rivals.py", {"rivals": table(), "fresh episodes": fresh()})
+    draw_angles()
+    fill("rivals.py", {"rivals": table(), "fresh episodes": fresh(), "angles": angles()})
 
 
 if __name__ == "__main__":

@@ -194,7 +194,8 @@ def test_rows_of_ours_beside_the_release_are_those_of_the_runs(monkeypatch):
 
 
 def test_tables_beside_rivals_are_those_of_the_runs():
-    in_pages("rivals.py", {"rivals": rivals.table(), "fresh episodes": rivals.fresh()})
+    tables = {"rivals": rivals.table(), "fresh episodes": rivals.fresh(), "angles": rivals.angles()}
+    in_pages("rivals.py", tables)
 
 
 def test_results_in_the_pages_are_those_in_results():
