@@ -252,7 +252,8 @@ def test_table_of_two_budgets_is_that_of_its_runs(tmp_path, capsys):
 def test_candidates_are_the_default_where_they_should_be():
     """studies/truer.py: an update from one batch is the shipped one; with a second batch of another policy,
     it is another. Where all is kept, mu is the shipped one; where half is, that of twice rho. Verdicts: a
-    clear gain wins, with less safety it does not, and one seed decides nothing."""
+    clear gain wins, with less safety it does not, and one seed decides nothing. What has lost on the first
+    task is not run on the second."""
     rng, policy = np.random.default_rng(0), sbtrpo.Policy((3, 4, 2), False)
     theta, config = sbtrpo.initial_parameters(policy.sizes, np.zeros(2), rng), sbtrpo.Config()
     actor = sbtrpo.Actor(policy, theta, np.zeros(3), np.ones(3))
@@ -276,6 +277,9 @@ def test_candidates_are_the_default_where_they_should_be():
     assert truer.verdict(runs[0], runs[1]).startswith("wins")
     assert "less safe" in truer.verdict(runs[0], runs[2]) and truer.verdict(runs[1], runs[0]).startswith("no")
     assert truer.verdict(runs[0], {0: runs[1][0]}) == "too few seeds"
+    found = {name: {truer.TASKS[0]: of} for name, of in zip(("default", "gae", "large"), runs)}
+    found["averaged"] = {truer.TASKS[0]: {0: runs[2][0]}}
+    assert [name for name in truer.CANDIDATES if truer.lost(found, name)] == ["large"]
 
 
 def test_interval_of_the_promise_covers_the_truth():
