@@ -53,6 +53,7 @@ HOW = {
     "uv run --with torch==2.13.0": (SLOW, "--quick --tasks SafetyHopperVelocity-v1"),  # speed.py
     "uv run studies/published.py": (HERE, ""),
     "uv run studies/margins.py": (HERE, ""),
+    "uv run studies/unclipped.py": (HERE, ""),  # its table; the rest needs a clone of the release
     "uv run studies/table.py": (HERE, ""),
     "uv run studies/rivals.py": (HERE, ""),
     "uv run studies/two_budgets.py": (HERE, ""),

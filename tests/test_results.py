@@ -22,6 +22,7 @@ import speed
 import table
 import truer
 import two_budgets
+import unclipped
 
 RESULTS = ROOT / "results"
 INDEX = (RESULTS / "README.md").read_text()
@@ -191,6 +192,23 @@ def test_rows_of_ours_beside_the_release_are_those_of_the_runs(monkeypatch):
     monkeypatch.setattr(published, "find", lambda _: of_another_task)
     with pytest.raises(AssertionError, match="SafetyHopperVelocity-v1"):
         published.ours(table.HOPPER)
+
+
+def test_the_release_pays_for_actions_beyond_their_bounds(monkeypatch):
+    """studies/unclipped.py: for actions within bounds both environments give the same bits. Beyond, too,
+    but for HalfCheetah's reward: 0.1 |a|^2, of what is clipped or not. docs/ctrpo.md has the table."""
+    monkeypatch.chdir(ROOT)
+    names = "SafetyHalfCheetahVelocity-v1", "studies.unclipped:UnclippedHalfCheetah-v1"
+    both, rng = [sbtrpo.make_env(name) for name in names], np.random.default_rng(0)
+    assert np.array_equal(*(env.reset(seed=1)[0] for env in both))
+    for size in (0.5, 0.5, 3.0, 3.0):
+        action = np.clip(size * rng.normal(size=6), -size, size)
+        ours, theirs = (env.step(sbtrpo.to_action(env.action_space, action)) for env in both)
+        assert np.array_equal(ours[0], theirs[0]) and ours[4]["cost"] == theirs[4]["cost"]
+        excess = 0.1 * np.sum(action**2 - np.clip(action, -1, 1) ** 2)
+        assert ours[1] - theirs[1] == pytest.approx(excess, abs=1e-6)
+        assert (excess > 0.5) == (size > 1) and (ours[1] == theirs[1]) == (size < 1)
+    in_pages("unclipped.py", {"clipped and not": unclipped.table(json.loads(unclipped.PLACE.read_text()))})
 
 
 def test_tables_beside_rivals_are_those_of_the_runs():
