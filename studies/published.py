@@ -12,10 +12,10 @@
 
 The release's runs are those with hysteresis; all at equal steps. All are averaged over 200,000 steps (the
 release's numbers are themselves running means over 50 episodes). What follows ± is one standard deviation
-over seeds, with n - 1. The cost regret is the sum over time of max(0, cost - 25), of these averages, in cost
-per episode times million steps: what exceeds the limit within an average does not count, for either. It also
-draws figures/published.png, whose bands are the same deviations, and puts the last rows of each task, at 5M
-steps at most, into docs/ctrpo.md.
+over seeds, with n - 1. "Not clipped": actions, as in the release; see studies/unclipped.py. The cost regret
+is the sum over time of max(0, cost - 25), of these averages, in cost per episode times million steps: what
+exceeds the limit within an average does not count, for either. It also draws figures/published.png, whose
+bands are the same deviations, and puts the last rows of each task, at 5M steps at most, into docs/ctrpo.md.
 """
 
 import argparse, sys
@@ -27,15 +27,17 @@ import numpy as np
 from matplotlib.figure import Figure
 from pages import fill
 from report import COLOURS, GREY, Run, find, save, smooth, spread
-from table import ANT, BESIDE, HOPPER, POINT, TASKS, beside_the_release, joined
+from table import ANT, BESIDE, CHEETAH, HOPPER, POINT, TASKS, beside_the_release, joined
 
 RELEASE = ROOT / "release" / "data" / "runs" / "ablation"
 PRESET = "ours, preset paper"
+UNCLIPPED = f"{PRESET}, not clipped"
 OURS = {task: {"preset paper": "paper"} for task in TASKS["C-TRPO"]}  # {label: setting} of each task
 OURS[POINT] = {"defaults": "defaults-5M"} | OURS[POINT]
 OURS[HOPPER] = {"defaults": "defaults-5M"} | OURS[HOPPER]
 OURS[ANT] = {"delta 0.03": "delta-0.03", "delta 0.01": "delta-0.01"} | OURS[ANT]
-COLOUR = {"published": GREY, PRESET: COLOURS[1], "ours, defaults": COLOURS[0],
+OURS[CHEETAH] |= {"preset paper, not clipped": "paper-unclipped"}
+COLOUR = {"published": GREY, PRESET: COLOURS[1], UNCLIPPED: COLOURS[3], "ours, defaults": COLOURS[0],
           "ours, delta 0.03": COLOURS[0], "ours, delta 0.01": COLOURS[2]}
 WINDOW, LIMIT = 200_000, 25.0  # environment steps; cost per episode
 MARKS = 1_000_000, 2_000_000, 3_000_000, 5_000_000, 10_000_000  # rows, beside the last that all have
@@ -59,7 +61,8 @@ def ours(task: str) -> dict[str, tuple]:
     """{label: averages} of our runs, as far as there are any."""
     folders = {label: ROOT / "results" / f"ctrpo-{task}-{setting}" for label, setting in OURS[task].items()}
     groups = {label: find([str(folder)]) for label, folder in folders.items() if folder.exists()}
-    assert all(run.task == task for group in groups.values() for run in group), task
+    theirs = "studies.unclipped:" + task.replace("Safety", "Unclipped").replace("Velocity", "")
+    assert all(run.task in (task, theirs) for group in groups.values() for run in group), task
     return {f"ours, {label}": averages(group) for label, group in groups.items()}
 
 
@@ -86,15 +89,17 @@ def at_the_end(found: dict[str, list[list[str]]]) -> str:
     lines = []
     for task, of_task in found.items():
         by_run = {(label, steps): cells for steps, label, *cells in of_task}
-        both = [steps for label, steps in by_run if label == PRESET and ("published", steps) in by_run
-                and float(steps.removesuffix("M")) <= 5]
-        end = both[-1] if both else "5M"
-        _, returned, cost, _ = by_run["published", end]
-        line = [task, end, f"{returned} at {cost}", "not run yet", ""]
-        if both:
-            seeds, returned, cost, _ = by_run[PRESET, end]
-            line[3:] = f"{returned} at {cost}", seeds
-        lines.append(line)
+        for label, name in ((PRESET, task), (UNCLIPPED, "the same, actions not clipped")):
+            both = [steps for known, steps in by_run if known == label and ("published", steps) in by_run
+                    and float(steps.removesuffix("M")) <= 5]
+            end = both[-1] if both else "5M"
+            _, returned, cost, _ = by_run["published", end]
+            line = [name, end, f"{returned} at {cost}", "not run yet", ""]
+            if both:
+                seeds, returned, cost, _ = by_run[label, end]
+                line[3:] = f"{returned} at {cost}", seeds
+            if both or label == PRESET:
+                lines.append(line)
     return joined(["task", "steps", "published, 5 seeds", "ours, `--preset paper`", "seeds"], lines)
 
 

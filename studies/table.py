@@ -30,10 +30,11 @@ CIRCLE, GOAL, POINT = "SafetyCarCircle1-v0", "SafetyCarGoal1-v0", "SafetyPointGo
 CIRCLE2, POINT2, SWIMMER = "SafetyCarCircle2-v0", "SafetyPointGoal2-v0", "SafetySwimmerVelocity-v1"
 PUSH2, BUTTON2 = "SafetyPointPush2-v0", "SafetyPointButton2-v0"
 HOPPER, ANT = "SafetyHopperVelocity-v1", "SafetyAntVelocity-v1"
+CHEETAH = "SafetyHalfCheetahVelocity-v1"
 TASKS = {  # of the papers' own tables; SB-TRPO's are the second levels
     "SB-TRPO": [PUSH2, BUTTON2, POINT2, "SafetyCarPush2-v0", CIRCLE2, "SafetyCarGoal2-v0", SWIMMER, HOPPER],
     "C-TRPO": [POINT, "SafetyPointPush1-v0", "SafetyCarButton1-v0", "SafetyRacecarCircle1-v0", ANT,
-               "SafetyHalfCheetahVelocity-v1", "SafetyHumanoidVelocity-v1", HOPPER],
+               CHEETAH, "SafetyHumanoidVelocity-v1", HOPPER],
     "sTRPO": [CIRCLE, GOAL, HOPPER, ANT]}
 PAPER = {  # SB-TRPO's safe reward and safety probability, 20M steps, 5 seeds, as far as reviews of it say
     PUSH2: ("0.33 ± 0.18", "0.79 ± 0.08"), BUTTON2: ("more than 0", "0.47 ± 0.10"),
