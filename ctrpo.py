@@ -647,8 +647,8 @@ def step_cost(info, names):
         named = {key[5:]: info[key] for key in info if key.startswith("cost_")}
     known = ", ".join(named) or "none"
     if not names:
-        raise ValueError("the environment gives no cost, as info['cost'] or a sixth value of step; "
-                         f"for --costs: {known}")
+        raise ValueError("the environment gives no cost, in info['cost'] or as the third of six "
+                         f"values of step; for --costs: {known}")
     if not set(names) <= set(named):
         text = f"the environment gives not all of {', '.join(names)}; for --costs: {known}"
         raise ValueError(text)
@@ -996,7 +996,7 @@ def report(run, state):
     for name in [name for name in rows[0] if name.startswith("Misc/recovery")]:
         if all(row[name] == "1" for row in rows):
             cost = name.removeprefix("Misc/recovery").removeprefix("_") or "the cost"
-            text = f"All epochs were recovery: {cost} never came below its budget.\n{text}"
+            text = f"All epochs were recovery: {cost} was never low enough to end it.\n{text}"
     figure.savefig(run / "curves.png")
     text += f"\npolicy  {run}/checkpoint.npz\ncurves  {run}/curves.png"
     return f"{text}\nnumbers {run}/progress.csv"
@@ -1045,8 +1045,8 @@ def several_barriers_step(reward_gradient, reward_direction, cost_gradients, cos
 
     where, if no cost is in recovery, x = x_r and step = sqrt(2 delta / g_r.y) y. Else the goal is
     the sum of the g_i in recovery, each over sqrt(g_i.x_i), which frees it of units, and the step
-    goes down: two such costs both fall, to first order, but of three one may rise. Gradients may
-    be dependent, or 0. Returns the step and what it promises; costs' figures are (m,)."""
+    goes down: two costs both fall, to first order, where no third has a barrier or recovers too.
+    Gradients may be dependent, or 0. Returns the step and its promises; costs' figures are (m,)."""
     gradients = np.array([reward_gradient, *cost_gradients])
     directions = np.array([reward_direction, *cost_directions])
     pairs = [steepest_step(g, x, delta) for g, x in zip(gradients, directions)]

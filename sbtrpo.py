@@ -40,8 +40,8 @@ reward. Nor is the true cost checked: only the next batch tells.
 Differs from the paper in
  1. No kappa guards the division in (2): where beta + rho > 0, so is 1 + rho.
  2. `--update optimal` is beyond the paper.
- 3. `--cost-limit b` > 0, a budget: where J_c - b, per step, is below beta * best decrease, (1) asks
-    for that plus 2% of the best; where that is negative, the cost may rise. b = 0: the paper.
+ 3. `--cost-limit b` > 0, a budget: (1) asks for J_c - b, per step, plus 2% of the best decrease, if
+    that is less than beta of it; where it is negative, the cost may rise. b = 0: the paper.
  4. The baseline of a return is the other episodes' mean at that time (`--advantage mc`: none, as in
     the paper).
  5. Few iterations of conjugate gradients, 5, follow less of the noise in g.
@@ -617,8 +617,8 @@ def step_cost(info, names):
         named = {key[5:]: info[key] for key in info if key.startswith("cost_")}
     known = ", ".join(named) or "none"
     if not names:
-        raise ValueError("the environment gives no cost, as info['cost'] or a sixth value of step; "
-                         f"for --costs: {known}")
+        raise ValueError("the environment gives no cost, in info['cost'] or as the third of six "
+                         f"values of step; for --costs: {known}")
     if not set(names) <= set(named):
         text = f"the environment gives not all of {', '.join(names)}; for --costs: {known}"
         raise ValueError(text)
@@ -966,7 +966,7 @@ def report(run, state):
     for name in [name for name in rows[0] if name.startswith("Misc/recovery")]:
         if all(row[name] == "1" for row in rows):
             cost = name.removeprefix("Misc/recovery").removeprefix("_") or "the cost"
-            text = f"All epochs were recovery: {cost} never came below its budget.\n{text}"
+            text = f"All epochs were recovery: {cost} was never low enough to end it.\n{text}"
     figure.savefig(run / "curves.png")
     text += f"\npolicy  {run}/checkpoint.npz\ncurves  {run}/curves.png"
     return f"{text}\nnumbers {run}/progress.csv"

@@ -649,8 +649,8 @@ def step_cost(info, names):
         named = {key[5:]: info[key] for key in info if key.startswith("cost_")}
     known = ", ".join(named) or "none"
     if not names:
-        raise ValueError("the environment gives no cost, as info['cost'] or a sixth value of step; "
-                         f"for --costs: {known}")
+        raise ValueError("the environment gives no cost, in info['cost'] or as the third of six "
+                         f"values of step; for --costs: {known}")
     if not set(names) <= set(named):
         text = f"the environment gives not all of {', '.join(names)}; for --costs: {known}"
         raise ValueError(text)
@@ -998,7 +998,7 @@ def report(run, state):
     for name in [name for name in rows[0] if name.startswith("Misc/recovery")]:
         if all(row[name] == "1" for row in rows):
             cost = name.removeprefix("Misc/recovery").removeprefix("_") or "the cost"
-            text = f"All epochs were recovery: {cost} never came below its budget.\n{text}"
+            text = f"All epochs were recovery: {cost} was never low enough to end it.\n{text}"
     figure.savefig(run / "curves.png")
     text += f"\npolicy  {run}/checkpoint.npz\ncurves  {run}/curves.png"
     return f"{text}\nnumbers {run}/progress.csv"
@@ -1084,7 +1084,7 @@ def make_exclusion(config, actor, unsafe, unsafe_raw, batch):
     if config.estimator == "weights":
         states = np.delete(batch.raw, batch.lasts, axis=0)
     inputs = actor.normalise(states)  # float64: differences of the exclusion are small
-    reference = distributions(policy, unsafe.theta, unsafe.normalise(states))
+    reference = distributions(unsafe.policy, unsafe.theta, unsafe.normalise(states))
     if config.estimator == "rollouts":
         return lambda theta: mean_kl(policy, reference, distributions(policy, theta, inputs)), {}
     unsafe_log_probs = log_probabilities(policy, reference, batch.actions)
@@ -1176,6 +1176,10 @@ class Config(Checked):
         super().__post_init__()
         if len(self.pid) != 3:
             raise Failure("--pid takes three numbers: K_P, K_I and K_D.")
+        trained = self.stage == "safe" and self.exclusion != "none" and not self.unsafe
+        if trained and self.batch_steps > self.unsafe_steps:
+            raise Failure(f"--batch-steps is {self.batch_steps:,}, longer than --unsafe-steps, "
+                          f"{self.unsafe_steps:,}.")
         if self.stage == "unsafe" and np.ndim(self.cost_limit):
             raise Failure("--stage unsafe raises the sum of --costs: give one --cost-limit.")
         if self.unsafe and (task := given_config(self.unsafe).get("task", self.task)) != self.task:

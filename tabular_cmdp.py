@@ -11,19 +11,25 @@
 
 Every quantity the algorithms need (returns, gradients, Fisher matrix, KL, the constrained optimum) is
 computed here to machine precision, so a theorem can be checked without sampling error. The same worlds are
-Gymnasium environments, so that `sbtrpo.py --task tabular_cmdp:TwoState-v0` trains on them from samples. `uv
-run tabular_cmdp.py` draws the figures of the README, by studies/figures.py.
+Gymnasium environments, so that `sbtrpo.py --task tabular_cmdp:TwoState-v0` trains on them from samples.
+`uv run tabular_cmdp.py` draws the figures of the README, by studies/figures.py.
 
-J_f(pi) = (1 - gamma) E sum_t gamma^t f(s_t, a_t) = sum_{s,a} d(s) pi(a|s) f(s,a) normalised, unit of f d = (1
-- gamma) mu + gamma P_pi^T d sums to 1 A_f = f + gamma P V_f - V_f, V_f = f_pi + gamma P_pi V_f not normalised
-grad J_f = d(s) pi(a|s) A_f(s,a) = g F = blockdiag_s d(s) (diag(pi_s) - pi_s pi_s^T), F^+ g = A_f - row mean =
-x
+    J_f(pi)   = (1 - gamma) E sum_t gamma^t f(s_t, a_t) = sum_{s,a} d(s) pi(a|s) f(s,a)  normalised, unit of f
+    d         = (1 - gamma) mu + gamma P_pi^T d                                          sums to 1
+    A_f       = f + gamma P V_f - V_f,     V_f = f_pi + gamma P_pi V_f                   not normalised
+    grad J_f  = d(s) pi(a|s) A_f(s,a)                                                    = g
+    F         = blockdiag_s d(s) (diag(pi_s) - pi_s pi_s^T),   F^+ g = A_f - row mean    = x
 
-symbol code shape meaning P P (S, A, S) P[s, a, t] = probability of moving from s to t under a r, c r, c (S,
-A) reward and cost of one step gamma gamma () discount, below 1 mu mu (S,) distribution of the first state b
-limit () budget of the normalised cost: safe means J_c <= b several costs: c (m, S, A), b (m,), safe means J_i
-<= b_i for all i theta theta (S, A) logits of the policy pi(.|s) = softmax(theta[s]) d d (S,) discounted state
-occupancy rho occupancy (S, A) discounted state-action occupancy d(s) pi(a|s)"""
+symbol   code       shape      meaning
+P        P          (S, A, S)  P[s, a, t] = probability of moving from s to t under a
+r, c     r, c       (S, A)     reward and cost of one step; several costs: c is (m, S, A)
+gamma    gamma      ()         discount, below 1
+mu       mu         (S,)       distribution of the first state
+b        limit      ()         budget of the normalised cost: safe means J_c <= b; of several costs (m,)
+theta    theta      (S, A)     logits of the policy pi(.|s) = softmax(theta[s])
+d        d          (S,)       discounted state occupancy
+rho      occupancy  (S, A)     discounted state-action occupancy d(s) pi(a|s)
+"""
 import math
 import sys
 from collections.abc import Callable
@@ -147,8 +153,8 @@ class TabularCMDP:
     def flow(self, theta: Array, times: Array, beta: float, barrier: str = "log") -> tuple[Array, Array]:
         """C-NPG, the natural gradient in the metric H = F + w g_c g_c^T with w = beta phi''(m), m = b - J_c:
 
-        theta' = H^+ g_r = x_r - w r / (1 + w s) x_c, w = beta / m^2 for phi = -log x ("log") m' = -g_c.theta'
-        = -r / (1 + w s) w = beta / m for phi = x log x ("xlogx")
+            theta' = H^+ g_r = x_r - w r / (1 + w s) x_c,     w = beta / m^2 for phi = -log x    ("log")
+            m'     = -g_c.theta' = -r / (1 + w s)             w = beta / m   for phi = x log x   ("xlogx")
 
         where r = g_c.x_r, s = g_c.x_c. The log of m is integrated beside theta: m itself reaches 1e-30, where
         b - J_c is nothing but rounding. Several costs: H = F + sum_i w_i g_i g_i^T, r and m are vectors, s is
@@ -346,9 +352,9 @@ def corridor(limit: tuple[float, float] = (0.3, 0.15), slip: float = 0.2) -> Tab
     """Two ways to be unsafe: three lanes, of which the left and the right one pay more, and cost 1 a step,
     each another cost; the corridor between them is free.
 
-    Actions: a lane to the left, stay, a lane to the right; with the probability `slip` one ends a lane beside
-    the one that was meant, at either side. So what avoids one cost incurs the other: each of the budgets
-    (.05, .05) can be met alone, but not both."""
+    Actions: a lane to the left, stay, a lane to the right; with the probability `slip` / 2 each one ends a
+    lane to the left or to the right of the one that was meant, where there is one. So what avoids one cost
+    incurs the other: each of the budgets (.05, .05) can be met alone, but not both."""
     P = np.zeros((3, 3, 3))
     for lane in range(3):
         for action in range(3):

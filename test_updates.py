@@ -14,11 +14,12 @@
 Here stand the statements on SB-TRPO's update and the headline statement of C-TRPO and of sTRPO; tests/ has
 all others: networks, bounds, worlds, ctrpo, strpo, and what runs survive. `uv run test_updates.py` runs
 everything (options are pytest's: `-k budget`, `-x`, ...), `pytest test_updates.py` this page. The summary
-ends with one line per figure: the worst one met and the bound it had to keep. A `<=` is a guarantee or an
-identity; a `>=` is a count, or a negative control: a case outside the assumptions, where the guarantee
-visibly fails. Then comes the ledger (tests/conftest.py), a row for each statement of the papers: which holds,
-and on what. Rows have names such as B2; a section and a docstring name theirs. Long sweeps are skipped unless
-asked for: `-m slow` runs those alone, and `-m "slow or not slow"` everything.
+ends with one line per figure: the worst one met and the bound it had to keep. A figure is a guarantee or an
+identity, a counterexample to a statement as printed (erratum), or a negative control: a case outside the
+assumptions, where the guarantee visibly fails. Then comes the ledger (tests/conftest.py), a row for each
+statement of the papers: which holds, and on what. Rows have names such as B2; a section and a docstring name
+theirs. Long sweeps are skipped unless asked for: `-m slow` runs those alone, and `-m "slow or not slow"`
+everything.
 
 g is a gradient and x = F^-1 g its natural direction; q = g_r.x_r, r = g_r.x_c, s = g_c.x_c, and
 rho = r / sqrt(q s). The greatest linear change that a trust region of radius delta allows is sqrt(2 delta q)

@@ -138,7 +138,7 @@ C9 corrected | C-TRPO (summary), mechanism 1 | holds as corrected
     for -log x it does; for x log x it tends to the margin and is infinite only from there on
     both barriers, at (1 - 1e-13) of margins from 1e-300 to 1e150, and beyond
 A4 step | C-TRPO with several budgets, the step | holds
-    the natural reward step for H = F + sum w_i g_i g_i^T takes two products with F^-1 a cost, and m x m
+    the natural reward step for H = F + sum w_i g_i g_i^T takes m + 1 products with F^-1, and m x m
     random metrics, 2 to 4 costs, w_i g_i.x_i of 0 and of .001 to 1e12, dependent and zero gradients
 A4 safe | C-TRPO with several budgets, safety | holds
     the exact divergence, with a barrier for each budget, keeps all J_i below b_i, by construction
@@ -148,10 +148,10 @@ A4 recovery | C-TRPO with several budgets, recovery | holds
     a corridor between two costs, from either side, 200 steps, both barriers
 A4 two | C-TRPO with several budgets, recovery | holds
     of two costs in recovery each falls by sqrt((1 + rho) / 2) of its best, to first order
-    random metrics and gradients, costs in units of their own
+    no third budget; random metrics and gradients, costs in units of their own
 A4 three | C-TRPO with several budgets, recovery | holds
-    of three costs in recovery one may rise, to first order
-    three gradients in the plane, at 20, -20 and 180 degrees
+    of three costs in recovery one may rise, to first order; of two, beside a third's barrier, too
+    three gradients in the plane, at 20, -20 and 180 degrees, and at 0, 100 and 20
 A4 flow | C-NPG with several budgets | holds
     V_t tends to the optimum with all budgets; for -log x as m beta / t, if m of them bind
     a corridor between two costs, both barriers, beta .1
@@ -237,7 +237,7 @@ C6 printed | sTRPO, Eq. 8 for Eq. 5 | fails as printed
     phi.s >= delta_2 leads away from the unsafe policy, and leaves the best safe policy where it is
     exact steps on random CMDPs; the optimum of two states
 C6 corrected | sTRPO, Eq. 8 for Eq. 5 | holds as corrected
-    it does with phi over the unsafe policy's states, and with a level instead of an increment
+    it does with phi over the unsafe policy's states, and with a level that it meets instead of an increment
     exact steps on random CMDPs; the optimum of two states
 C7 printed | sTRPO, Eq. 4 | fails as printed
     xi = c + gamma V_CVaR(s') - V_CVaR(s) has mean 0 and prefers the action of larger CVaR
@@ -246,11 +246,11 @@ C7 corrected | sTRPO, Eq. 4 | holds as corrected
     it has and does for alpha = 1, where V is the mean
     two actions, gamma = .9
 C8 printed | sTRPO, Eq. 10 | fails as printed
-    where Eq. 8 is infeasible, the reverse step with a line search keeps away from the unsafe policy
-    policies near the unsafe one, random CMDPs, lambda_2 .01 and 10
+    where Eq. 8 is infeasible, the reverse step keeps away from the unsafe policy
+    policies near the unsafe one, random CMDPs, lambda_2 .01 and 10; delta_2 of delta_1 and ten times it
 C8 corrected | sTRPO, Eq. 10 | holds as corrected
     there every step of exact KL delta_1 leads away, the forward one, too; reversal costs reward
-    policies near the unsafe one, random CMDPs, lambda_2 .01 and 10
+    delta_2 = delta_1; policies near the unsafe one, random CMDPs, lambda_2 .01 and 10
 fast | fast_safety_gymnasium.py | holds
     no bit of any number differs from Safety Gymnasium as it is installed
     whole episodes, the package and the file in processes of their own; a case is a step

@@ -118,7 +118,8 @@ def test_step_with_one_of_several_budgets_is_the_step_with_one(barrier):
 def test_two_violated_costs_both_fall_and_of_three_one_may_rise():
     """Recovery: random metrics and gradients, each cost in units of its own. Both of two violated costs fall
     to first order: each by sqrt((1 + rho) / 2) of its best. Three costs in the plane at +-20 and 180 degrees:
-    the third rises. Control: without the units, the sum of two gradients raises one of them somewhere."""
+    the third rises; at 0, 100 and 20, the third within its budget but near it, the first does. Controls: far
+    from it; without the units, the sum of two gradients raises one of them somewhere."""
     rng, falls, formula, naive, none = np.random.default_rng(62), -np.inf, 0.0, -np.inf, np.full(2, 1.0)
     for _ in range(1000):
         F, (g_1, x_1, g_2, x_2) = random_problem(rng)
@@ -139,6 +140,15 @@ def test_two_violated_costs_both_fall_and_of_three_one_may_rise():
     _, info = several_barriers_step(0 * G[0], 0 * G[0], G, G, 0.01, 0.1, np.ones(3), "log", np.ones(3, bool))
     check("recovery of three costs: change of the third [best decrease]",
           info["cost_change"][2] / info["best_cost"][2], at_least=0.5, supports="A4 three", cases=1)
+    angles = np.radians([0, 100, 20])
+    G, first = np.stack([np.cos(angles), np.sin(angles)], axis=1), []
+    for margin in (0.001, 1e9):
+        margins, recovery = np.array([1, 1, margin]), np.array([True, True, False])
+        _, info = several_barriers_step(0 * G[0], 0 * G[0], G, G, 0.01, 0.1, margins, "log", recovery)
+        first.append(info["cost_change"][0] / info["best_cost"][0])
+    check("recovery of two costs beside a barrier: change of the first [best decrease]", first[0],
+          at_least=0.2, supports="A4 three", cases=1)
+    check("  control: the same far from the third budget", first[1], at_most=-0.5)
 
 
 def test_several_budgets_survive_rough_solves():

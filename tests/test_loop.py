@@ -1019,6 +1019,22 @@ def test_exclusion_compares_the_policies_each_with_its_own_normaliser(runs):
     check("  control: observations scaled by the task policy's moments", control, at_least=0.01)
 
 
+def test_the_unsafe_policy_may_have_another_network():
+    """KL(unsafe || pi) for a run --unsafe with other --hidden. Control: the same layers, other weights."""
+    rng, states = np.random.default_rng(71), np.random.default_rng(72).normal(size=(20, 3))
+    policies = [strpo.Policy(sizes, False) for sizes in ((3, 4, 2), (3, 7, 5, 2), (3, 4, 2))]
+    thetas = [strpo.initial_parameters(policy.sizes, np.zeros(2), rng, last=1.0) for policy in policies]
+    actor, *others = (strpo.Actor(policy, theta, np.zeros(3), np.ones(3))
+                      for policy, theta in zip(policies, thetas))
+    found = []
+    for unsafe in others:
+        exclusion, _ = strpo.make_exclusion(strpo.Config(), actor, unsafe, states, None)
+        old, new = (strpo.distributions(one.policy, one.theta, states) for one in (unsafe, actor))
+        found.append(float(exclusion(actor.theta)))
+        assert math.isclose(found[-1], gaussian_kl(old, new), rel_tol=1e-10)
+    assert abs(found[0] / found[1] - 1) > 0.01
+
+
 def test_metrics_of_hand_made_episodes():
     """Three episodes: costs 0, 3 and 0; returns 6, 10 and -4; lengths 3, 2 and 1. Safe reward
     counts safe episodes alone, and divides by all."""

@@ -510,7 +510,7 @@ def test_the_unsafe_policy_is_frozen(both_stages, tmp_path):
     ("--exclusion some", "--exclusion"), ("--dual prime", "--dual"), ("--estimator none", "--estimator"),
     ("--delta-2 -1", "--delta-2"), ("--cvar-alpha 0", "--cvar-alpha"), ("--pid 1 1 -1", "--pid"),
     ("--pid 1 1", "--pid takes three"), ("--critic best", "--critic"),
-    ("--stage third", "--stage")])
+    ("--stage third", "--stage"), ("--unsafe-steps 1000", "longer than --unsafe-steps, 1,000")])
 def test_a_mistake_with_strpo_is_one_sentence(options, said, both_stages, tmp_path, monkeypatch, capsys):
     """A folder that is no run, a run of the other stage, of another script, of another task."""
     monkeypatch.chdir(tmp_path)

@@ -214,11 +214,12 @@ def test_increment_has_no_fixed_point_where_level_has():
 
 def test_reverse_step_only_costs_reward():
     """C8: with delta_1 = delta_2 = .01, Eq. 8 is infeasible only near the unsafe policy, where by Pythagoras
-    every step of exact KL delta_1 raises the exclusion, forward and in reverse. For lambda_2 = .01 reversal
-    costs reward; for 10 it often ends closer to the unsafe policy than the forward step. Control: 1% of a
-    reverse step can lower the exclusion."""
+    every step of exact KL delta_1 raises the exclusion, forward and in reverse. Reversal costs reward; for
+    lambda_2 = 10 it often ends closer to the unsafe policy than the forward step, and where delta_2 is
+    .1 and the policies differ more, closer than it began. Control: 1% of a reverse step can lower the
+    exclusion."""
     rng, delta, least, loss, control = np.random.default_rng(34), 0.01, np.inf, np.inf, np.inf
-    closer, tried = {0.01: 0, 10.0: 0}, 0
+    closer, tried, returned = {0.01: 0, 10.0: 0}, 0, 0
 
     def end(world, theta, direction):
         t = brentq(lambda t: world.kl(theta, theta + t * direction) - delta, 0.1, 3)
@@ -237,16 +238,22 @@ def test_reverse_step_only_costs_reward():
             rises = [distance(d, unsafe, new) - before for new in ends]
             least, closer[lambda_2] = min(least, *rises), closer[lambda_2] + (rises[1] < rises[0])
             tried += 1
-            if lambda_2 == 0.01:
-                loss = min(loss, world.J(ends[0], world.r) - world.J(ends[1], world.r))
+            loss = min(loss, world.J(ends[0], world.r) - world.J(ends[1], world.r))
             small = theta - 0.01 * step.reshape(theta.shape)
             control = min(control, distance(d, unsafe, small) - before)
+        theta = unsafe + 0.2 * rng.normal(size=unsafe.shape)
+        vectors, d = exclusion_vectors(world, theta, unsafe), world.state_occupancy(theta)
+        step, info = strpo.fixed_step(*vectors, delta, 10 * delta, 10.0)
+        back = end(world, theta, -step.reshape(theta.shape))
+        returned += not info["feasible"] and distance(d, unsafe, back) < distance(d, unsafe, theta)
     check("infeasible: rise of the exclusion, forward and in reverse [delta_1]", least / delta, at_least=0.1,
           supports="C8 corrected", cases=2 * tried)
-    check("erratum C8: reward that the reverse step loses, lambda_2 = .01 (least)", loss, at_least=0,
+    check("erratum C8: reward that the reverse step loses (least)", loss, at_least=0,
           supports="C8 corrected")
     check("erratum C8: reverse steps ending closer than forward ones, lambda_2 = 10", closer[10.0],
           at_least=50, refutes="C8 printed", cases=tried)
+    check("erratum C8: delta_2 = 10 delta_1: reverse steps ending closer than they began", returned,
+          at_least=100, refutes="C8 printed", cases=200)
     check("erratum C8: 1% of a reverse step can lower the exclusion (by)", -control, at_least=1e-6,
           refutes="C8 printed")
 
