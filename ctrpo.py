@@ -186,7 +186,7 @@ def windowed_cost(costs, before, window):
 
 def train(config, run, state):
     """Collect, estimate, update, save, until total_steps are done."""
-    config = in_our_units(config, make_actor(state).policy)
+    in_units = in_our_units(config, make_actor(state).policy)
     executor = make_executor(config)  # collect gives another one back, if a worker has died
     try:
         if not state["moments"].any():  # a new run: first the scale of the observations
@@ -208,7 +208,7 @@ def train(config, run, state):
             mean_cost, recent = per_budget(average, totals, before)
             threshold = limit * np.where(state["recovery"], config.hysteresis, 1.0)
             recovery, margin = mean_cost >= threshold, limit - mean_cost
-            theta, info = update_policy(config, actor.policy, state["theta"], batch.observations,
+            theta, info = update_policy(in_units, actor.policy, state["theta"], batch.observations,
                                         batch.actions, rewards, costs, margin, recovery,
                                         batch.lengths)
 

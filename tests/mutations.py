@@ -271,11 +271,12 @@ ADVANTAGES = [
         'if config.official_units else metrics["EpLen"]', 'if False else metrics["EpLen"]',
         "official_units"),
     *only("ctrpo", "the release's units are converted twice",
-        "config = in_our_units(config, make_actor(state).policy)",
-        "config = in_our_units(in_our_units(config, make_actor(state).policy), "
+        "in_units = in_our_units(config, make_actor(state).policy)",
+        "in_units = in_our_units(in_our_units(config, make_actor(state).policy), "
         "make_actor(state).policy)", "official_units"),
     *only("ctrpo", "the release's units are not converted",
-        "config = in_our_units(config, make_actor(state).policy)", "pass", "official_units"),
+        "in_units = in_our_units(config, make_actor(state).policy)", "in_units = config",
+        "official_units"),
     *only("ctrpo", "the release's beta stays", "beta=beta, damping=damping", "damping=damping",
         "official_units"),
     *only("ctrpo", "the release's damping stays", "beta=beta, damping=damping", "beta=beta",

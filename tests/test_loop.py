@@ -9,7 +9,7 @@ these tests see mistakes.
 
 import contextlib, csv, dataclasses, inspect, io, math, os, subprocess, sys
 from collections import deque
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -943,6 +943,18 @@ def test_official_units_are_those_of_the_release(runs):
         dataclasses.replace(grid.config, official_units=1), grid.actor.policy
     )
     assert (converted.delta, converted.damping) == (grid.config.delta, grid.config.damping)
+
+
+def test_a_run_of_ones_own_code_keeps_the_options_it_was_given(tmp_path, monkeypatch):
+    """train(config, run, state) of a new run: config.json has the release's units, which a resumed run
+    converts, once. Four action dimensions."""
+    monkeypatch.setattr(ctrpo, "make_executor", lambda config: ThreadPoolExecutor(1))
+    config = ctrpo.Config(task="faulty:Matrix-v0", hidden=(8,), batch_steps=200, total_steps=200,
+                          official_units=1)
+    ctrpo.train(config, tmp_path / "run", ctrpo.initial_state(config))
+    found, state = ctrpo.load_run(tmp_path / "run")
+    assert (found.delta, found.beta, found.damping) == (config.delta, config.beta, config.damping)
+    assert found.official_units == 1 and state["steps"] >= 200 and state["sizes"][-1] == 4
 
 
 def multipliers(costs: list, b: float) -> list:
