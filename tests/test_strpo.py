@@ -195,7 +195,7 @@ def test_realised_exclusion_rises_with_the_linear_one(n):
 
 def test_increment_has_no_fixed_point_where_level_has():
     """C6 a: at the randomised optimum of the two-state world g of the Lagrangian is 0, but Eq. 8 still moves
-    by phi.s = delta_2, in every iteration. The level of F_k, if kept, lets it stay."""
+    by phi.s = delta_2, in every iteration. The level of F_k, if kept, lets it stay. Control: one that is not."""
     world = two_state()
     best = world.optimum()
     theta, unsafe = np.log(np.maximum(best.policy, 1e-9)), np.zeros((2, 2))
@@ -210,6 +210,8 @@ def test_increment_has_no_fixed_point_where_level_has():
           refutes="C6 printed", cases=1)
     step, _ = strpo.exclusion_step(g, x, phi, y, 0.01, 0.9 * kept - kept)
     check("  level at the optimum: |s|", np.abs(step).max(), at_most=0.0, supports="C6 corrected", cases=1)
+    step, _ = strpo.exclusion_step(g, x, phi, y, 0.01, 1.1 * kept - kept)
+    check("  control: a level a tenth beyond: |s|", np.abs(step).max(), at_least=1e-3)
 
 
 def test_reverse_step_only_costs_reward():
