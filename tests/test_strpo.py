@@ -195,7 +195,7 @@ def test_realised_exclusion_rises_with_the_linear_one(n):
 
 def test_increment_has_no_fixed_point_where_level_has():
     """C6 a: at the randomised optimum of the two-state world g of the Lagrangian is 0, but Eq. 8 still moves
-    by phi.s = delta_2, in every iteration. The level of F_k, if kept, lets it stay. Control: one that is not."""
+    by phi.s = delta_2, in every iteration. A level that is kept lets it stay. Control: one that is not."""
     world = two_state()
     best = world.optimum()
     theta, unsafe = np.log(np.maximum(best.policy, 1e-9)), np.zeros((2, 2))
