@@ -27,7 +27,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from pages import fill
 from report import COLOURS, GREY, Run, find, save, smooth, spread
-from table import ANT, BESIDE, CHEETAH, HOPPER, POINT, TASKS, beside_the_release, joined
+from table import ANT, BESIDE, CHEETAH, HOPPER, POINT, TASKS, beside_the_release, joined, not_clipped
 
 RELEASE = ROOT / "release" / "data" / "runs" / "ablation"
 PRESET = "ours, preset paper"
@@ -61,8 +61,8 @@ def ours(task: str) -> dict[str, tuple]:
     """{label: averages} of our runs, as far as there are any."""
     folders = {label: ROOT / "results" / f"ctrpo-{task}-{setting}" for label, setting in OURS[task].items()}
     groups = {label: find([str(folder)]) for label, folder in folders.items() if folder.exists()}
-    theirs = "studies.unclipped:" + task.replace("Safety", "Unclipped").replace("Velocity", "")
-    assert all(run.task in (task, theirs) for group in groups.values() for run in group), task
+    tasks = task, not_clipped(task)
+    assert all(run.task in tasks for group in groups.values() for run in group), task
     return {f"ours, {label}": averages(group) for label, group in groups.items()}
 
 

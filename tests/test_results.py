@@ -67,7 +67,9 @@ def test_index_says_what_a_folder_holds(folder):
     runs = sorted(folder.glob("seed-*"))
     configs = [json.loads((run / "config.json").read_text())["config"] for run in runs]
     script = shlex.split(command)[0]
-    name = f"{script.removesuffix('.py')}-{configs[0]['task']}-"
+    task = configs[0]["task"]
+    known = {table.not_clipped(each): each for each in (table.CHEETAH, table.ANT, table.HOPPER)}
+    name = f"{script.removesuffix('.py')}-{known.get(task, task)}-"
     assert re.match(rf"(development-)?{re.escape(name)}[\w.]", folder.name)
     assert {config["task"] for config in configs} == {configs[0]["task"]} and shows
     assert re.fullmatch(r"[0-9a-f]{7}(, [0-9a-f]{7})*", commit)
