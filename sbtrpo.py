@@ -663,6 +663,8 @@ class Actor(NamedTuple):
                 output = output + rng.gumbel(size=len(output))
             elif rng:
                 output = output + np.exp(log_std) * rng.standard_normal(len(output))
+            if not np.isfinite(output).all():
+                raise Diverged(f"not finite: {output=}; start anew, with smaller steps")
             return np.argmax(output) if self.policy.discrete else output
 
         return act
@@ -679,8 +681,6 @@ def run_episode(task, seed, index, actor, costs=()):
         terminated = truncated = False
         while not (terminated or truncated):
             action = act(observations[-1])
-            if not np.isfinite(action).all():
-                raise Diverged(f"not finite: {action=}; start anew, with smaller steps")
             observation, reward, cost, terminated, truncated = env_step(env, action, costs)
             steps.append((action, reward, cost))
             observations.append(observation)

@@ -363,6 +363,20 @@ def test_a_worker_that_hangs_is_named(monkeypatch, capsys):
     assert "waiting for episode 17, 1 min" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("discrete", [False, True])
+def test_a_policy_that_is_not_finite_does_not_act(discrete):
+    """An index would hide it: the largest of NaN is 0."""
+    policy = sbtrpo.Policy((2, 3), discrete)
+    theta = sbtrpo.initial_parameters(policy.sizes, np.zeros(0 if discrete else 3), np.random.default_rng(0))
+    for bad in (np.nan, np.inf):
+        broken = np.where(np.arange(len(theta)) == 1, bad, theta)
+        actor = sbtrpo.Actor(policy, broken, np.zeros(2), np.ones(2))
+        for rng in (None, np.random.default_rng(0)):
+            said = sentence(actor.acting(rng), np.ones(2))
+            assert "not finite" in said and "start anew" in said
+            assert sbtrpo.Actor(policy, theta, *actor[2:]).acting(rng)(np.ones(2)) is not None  # control
+
+
 def test_a_policy_that_is_not_finite_is_not_advised_to_go_on(tmp_path):
     process = begin(tmp_path, "--task=environments:Walk-v0", *SHORT, "--delta=1e10", "--total-steps=100000")
     said = finish(process, 1)
