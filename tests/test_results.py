@@ -300,6 +300,20 @@ def test_candidates_are_the_default_where_they_should_be():
     found = {name: {truer.TASKS[0]: of} for name, of in zip(("default", "gae", "large"), runs)}
     found["averaged"] = {truer.TASKS[0]: {0: runs[2][0]}}
     assert [name for name in truer.CANDIDATES if truer.lost(found, name)] == ["large"]
+    found = {name: found["default" if name == "default" else "large"] for name in truer.CANDIDATES}
+    assert [name for name in truer.CANDIDATES if truer.lost(found, name)] == list(truer.CANDIDATES)
+
+
+def test_table_of_candidates_is_that_of_its_results():
+    """docs/promise.md shows what studies/truer.py makes of results/truer.json: all candidates with all seeds
+    on the first task, and none on the second, for none has won. Control: other results."""
+    results = json.loads((RESULTS / "truer.json").read_text())
+    first, second = truer.TASKS
+    assert all(len(results[name][first]) == len(truer.SEEDS) for name in truer.CANDIDATES)
+    assert all(truer.lost(results, name) and second not in results[name] for name in truer.CANDIDATES)
+    in_pages("truer.py", truer.tables(results))
+    results["default"][first]["0"]["cost"] += 10
+    assert pages.filled(TEXT, "truer.py", truer.tables(results)) != TEXT
 
 
 def test_interval_of_the_promise_covers_the_truth():
