@@ -53,6 +53,9 @@ PAIRS = {  # title: first, second, metrics
         (f"ctrpo-{ANT}-paper", f"ctrpo-{ANT}-delta-0.03", METRICS[:2]),
     f"With exclusion against without: sTRPO on {HOPPER}":
         (f"strpo-{HOPPER}-exact", f"strpo-{HOPPER}-exclusion-none", METRICS[:2]),
+    f"With exclusion against without, a budget of 0, 1M steps: sTRPO on {HOPPER}":
+        (f"development-strpo-{HOPPER}-limit-0-1M", f"development-strpo-{HOPPER}-limit-0-exclusion-none-1M",
+         METRICS),
     f"A budget for each of two costs against one for their sum: C-TRPO on {POINT2}":
         (f"ctrpo-{POINT2}-two-budgets", f"ctrpo-{POINT2}-one-budget", METRICS[:2])}
 BETAS = 0.6, 0.7, 0.75, 0.8, 0.9
