@@ -28,7 +28,8 @@ the place of the script's. All train on two tasks, with three seeds, for 1.5 mil
 Said before the runs: a candidate wins on a task if its safe reward, over the last tenth of the epochs, is
 above the default's (Welch's test over seeds, p < 0.05, one-sided) and its safety probability is not below
 (the same). What wins on both tasks becomes an option of the scripts. So what does not win on the first task,
-with all seeds, is not run on the second.
+with all seeds, is not run on the second. The mean cost of all epochs was added after the runs, and decides
+nothing.
 
 A finished run, in runs/truer-CANDIDATE, is not run again; one that was stopped begins anew, for what a
 candidate remembers is not in a checkpoint. --only, --task and --seed take a part; results are kept.
@@ -45,6 +46,7 @@ from scipy import stats
 
 import sbtrpo
 from pages import fill
+from table import joined
 
 PLACE = ROOT / "results" / "truer.json"
 TASKS, SEEDS, STEPS = ("SafetyCarCircle2-v0", "SafetyPointPush2-v0"), (0, 1, 2), 1_500_000
@@ -208,8 +210,7 @@ def read(output: Path) -> dict:
 
 def tables(results: dict) -> dict[str, str]:
     """{name on the page: table}, of {candidate: {task: {seed: means}}}."""
-    lines = ["| task | candidate | seeds | return | cost | safety probability | safe reward "
-             "| cost, all epochs | kept | wins |", "|---" * 10 + "|"]
+    lines = []
     for task in TASKS:
         for name in (name for name in CANDIDATES if task in results.get(name, {})):
             runs, cells = results[name][task], []
@@ -218,8 +219,9 @@ def tables(results: dict) -> dict[str, str]:
                 spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
                 cells.append(f"{np.mean(values):.3g}{spread}".replace("-", "−"))
             wins = "" if name == "default" else verdict(results.get("default", {}).get(task, {}), runs)
-            lines.append(f"| {task[6:-3]} | {name} | {len(runs)} | {' | '.join(cells)} | {wins} |")
-    return {"candidates": "\n".join(lines)}
+            lines.append([task[6:-3], name, str(len(runs)), *cells, wins])
+    return {"candidates": joined(["task", "candidate", "seeds", "return", "cost", "safety probability",
+                                  "safe reward", "cost, all epochs", "kept", "wins"], lines)}
 
 
 def main(argv: list[str] | None = None) -> None:
