@@ -530,7 +530,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", choices=parts, help="just this")
     parser.add_argument("--tasks", nargs="+", choices=BARS, default=list(BARS), metavar="TASK",
                         help="of " + ", ".join(BARS))
-    parser.add_argument("--repeats", type=int, default=1, help="of every measurement (default 1)")
+    parser.add_argument("--repeats", type=int, default=3, help="of every measurement (default 3)")
     parser.add_argument("--quick", action="store_true", help="one repetition, shorter")
     parser.add_argument("--output", type=Path, help="JSON (default results/speed.json, if all is measured)")
     options = parser.parse_args(argv)
