@@ -84,6 +84,14 @@ def rows(groups: dict[str, tuple]) -> list[list[str]]:
     return lines
 
 
+def single(groups: dict[str, tuple]) -> str:
+    """The return of each run of one task at 5M steps, where ± does not say how they lie."""
+    found = {label: columns["return"][:, at == 5_000_000].ravel() for label, (at, columns) in groups.items()}
+    digits = 0 if np.max([values.max() for values in found.values() if len(values)]) >= 100 else 1
+    return "; ".join(f"{label}: " + ", ".join(f"{value:,.{digits}f}" for value in np.sort(values))
+                     for label, values in found.items() if len(values))
+
+
 def at_the_end(found: dict[str, list[list[str]]]) -> str:
     """A line a task: the last steps, 5M at most, that the published runs and the preset have come to."""
     lines = []
@@ -129,7 +137,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit("There are no published runs: git clone https://github.com/milosen/ctrpo release")
     groups = {task: {"published": averages(find([str(RELEASE / task / "c-trpo-hyst")])), **ours(task)}
               for task in TASKS["C-TRPO"]}
-    parts = [f"### {task}\n\n{joined(HEAD, rows(of_task))}\n" for task, of_task in groups.items()]
+    parts = [f"### {task}\n\n{joined(HEAD, rows(of_task))}\n\nEach run at 5M: {single(of_task)}.\n"
+             for task, of_task in groups.items()]
     BESIDE.write_text("\n".join([ABOUT, *parts]))
     draw(groups)
     fill("published.py", {"beside the release": at_the_end(beside_the_release())})

@@ -8,7 +8,7 @@
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
 """Sampling is faster than with Safety Gymnasium as shipped, an update than PyTorch's, an epoch than that of
-C-TRPO's release: results/speed.json, by `uv run studies/speed.py` (Linux, 12 minutes).
+C-TRPO's release: results/speed.json, by `uv run studies/speed.py` (Linux, 39 minutes).
 
 It also writes the tables of docs/speed.md and of docs/fast_safety_gymnasium.md, between comments.
 With --quick, --only or --tasks: nothing but --output.
@@ -493,11 +493,12 @@ def tables(results: dict) -> dict:
               for label, found in results["growth"].items()]
     epoch = []
     for label, runs in results["epoch"].items():
-        total = median(runs["ours"]["Total"])
+        ours = [median(epochs) for epochs in np.split(np.array(runs["ours"]["Total"]), results["repeats"])]
         for name, times in runs.items():
             parts = (f"{median(times[part]):.2f} s" for part in ("Rollout", "Update", "Total"))
-            times_ours, bar = f"{median(times['Total']) / total:.1f}", EPOCH_BARS.get(label)
-            compared = ("", "") if name == "ours" else (times_ours, bar)
+            compared = "", ""
+            if name != "ours":
+                compared = spread(ratios(times["Total"], ours), 1), EPOCH_BARS.get(label)
             epoch.append(row(label, name, *parts, *compared))
     memory = results["memory"]
     pss, resident = (f"{memory[name]:.0f}" for name in ("peak_pss_mib", "sum_of_peak_rss_mib"))

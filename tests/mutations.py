@@ -56,6 +56,8 @@ EPISODES = [
     *shared("observations are not copied", "return np.array(observation, float).ravel()",
         "return np.asarray(observation, float).ravel()",
         "tests/test_faults.py::test_observations_and_actions_are_copied_at_the_border"),
+    *shared("a policy that is not finite acts", "if not np.isfinite(output).all():", "if False:",
+        "tests/test_faults.py::test_a_policy_that_is_not_finite_does_not_act"),
     *shared("whole numbers are cut, not rounded", "numbers = np.rint(numbers)", "pass",
         "tests/test_faults.py::test_whole_actions_are_the_nearest_ones"),
     *shared("negative costs are taken", "if np.min(cost) < 0:", "if False:",
