@@ -153,19 +153,21 @@ def judged(folder: str) -> dict:
 def fresh_episodes() -> str:
     """The trained policies on 100 episodes a seed, beside the paper's and beside their mean actions."""
     text = ""
-    for task in (CIRCLE2, SWIMMER):
-        found = judged(f"sbtrpo-{task}-safe")
+    for task, setting in ((CIRCLE2, "safe"), (SWIMMER, "safe"), (SWIMMER, "paper-20M")):
+        found = judged(f"sbtrpo-{task}-{setting}")
+        preset, comma, steps = setting.partition("-")
+        ours = f"SB-TRPO, `--preset {preset}`{comma and ', '}{steps}"
         known = published(" at ".join(PAPER[task]), 5)
         for policy, name in (("sampled", "as trained"), ("deterministic", "mean action")):
             lines = [compared(metric, sample(values), theirs)
                      for (metric, values), theirs in zip(found[policy].items(), known)]
-            text += section(f"SB-TRPO, `--preset safe`, {name}, against the paper's: {task}", lines)
+            text += section(f"{ours}, {name}, against the paper's: {task}", lines)
         seeds = [[round(100 * share) for share in found[policy]["safety"]] for policy in found]
         lines = []
         for seed, pair in enumerate(zip(*seeds)):
             test = stats.fisher_exact([[safe, 100 - safe] for safe in pair])
             lines.append((f"safe of 100, seed {seed}", *pair, f"{pair[0] - pair[1]:+d}", float(test.pvalue)))
-        text += section(f"SB-TRPO, `--preset safe`, as trained, against its mean action: {task}", lines)
+        text += section(f"{ours}, as trained, against its mean action: {task}", lines)
     return text
 
 

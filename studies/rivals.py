@@ -11,14 +11,14 @@
 `uv run studies/rivals.py`, which draws another picture and fills three tables of docs/sbtrpo.md, too.
 
 The runs are those of studies/table_sbtrpo.toml, as far as they are in results/: ALGORITHM-TASK-SETTING, two
-million steps. The first table and the picture have safe reward and safety probability, training episodes of
-the last tenth: means over seeds, and their standard deviations (n - 1). The second table has fresh episodes
-of SB-TRPO's policies, by their evaluation.json: is a safe policy doing its task? The third has the angles of
-all steps with the best reward step and with the best cost step, to first order, in the Fisher metric;
-figures/angles.png has those of the two tasks of the paper's Figure 4.
+million steps where nothing else is said. The first table and the picture have safe reward and safety
+probability, training episodes of the last tenth: means over seeds, and their standard deviations (n - 1).
+The second table has fresh episodes of SB-TRPO's policies, by their evaluation.json: is a safe policy doing
+its task? The third has the angles of all steps with the best reward step and with the best cost step, to
+first order, in the Fisher metric; figures/angles.png has those of the two tasks of the paper's Figure 4.
 """
 
-import argparse, json, sys
+import argparse, itertools, json, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +31,8 @@ from table import PAPER, TASKS, cells, folder_of, joined
 
 RIVALS = {"SB-TRPO": ("SB-TRPO", "paper"), "SB-TRPO, `--advantage time`": ("SB-TRPO", "paper-time"),
           "C-TRPO, budget 0": ("C-TRPO", "paper-limit-0"), "C-TRPO, budget 15": ("C-TRPO", "paper-limit-15"),
-          "TRPO + PID, budget 0": ("sTRPO", "exclusion-none-limit-0")}  # label: script, setting
+          "TRPO + PID, budget 0": ("sTRPO", "exclusion-none-limit-0"),
+          "SB-TRPO, longer": ("SB-TRPO", "paper-20M")}  # label: script, setting
 
 
 def table() -> str:
@@ -43,8 +44,8 @@ def table() -> str:
             folder, algorithm = folder_of(method, task, setting)
             line.append("not yet")
             if folder.exists():
-                _, _, safety, safe_reward, _, seeds, _ = cells(folder, algorithm, task)
-                line[-1] = f"{safe_reward} at {safety} ({seeds})"
+                _, _, safety, safe_reward, steps, seeds, _ = cells(folder, algorithm, task)
+                line[-1] = f"{safe_reward} at {safety} ({seeds if steps == '2M' else f'{seeds}, {steps}'})"
         lines.append(line)
     return joined(["task", "paper (20M, 5 seeds)", *RIVALS], lines)
 
@@ -52,16 +53,17 @@ def table() -> str:
 def fresh() -> str:
     """Of SB-TRPO's policies on fresh episodes: mean and 95% interval for one policy."""
     lines = []
-    for task in TASKS["SB-TRPO"]:
-        file = folder_of("SB-TRPO", task, "paper")[0] / "evaluation.json"
+    for task, setting in itertools.product(TASKS["SB-TRPO"], ("paper", "paper-20M")):
+        folder, algorithm = folder_of("SB-TRPO", task, setting)
+        file = folder / "evaluation.json"
         runs = json.loads(file.read_text())["by_action_noise"]["0.0"]["runs"] if file.exists() else {}
         for run in runs.values():
-            seed = str(run["training_seed"])
+            trained = f"{run['training_seed']}, {cells(folder, algorithm, task)[4]}"
             for policy, name in (("sampled", "sampled"), ("deterministic", "mean action")):
                 values = [run[policy][metric] for metric in ("safety", "safe reward", "goals")]
                 shown = [with_interval(value) for value in values]
-                lines.append([task, seed, name, *shown[:2], shown[2] if has_goals(task) else ""])
-    head = ["task", "seed", "policy", "safety probability", "safe reward", "goals per safe episode"]
+                lines.append([task, trained, name, *shown[:2], shown[2] if has_goals(task) else ""])
+    head = ["task", "seed, steps", "policy", "safety probability", "safe reward", "goals per safe episode"]
     return joined(head, lines)
 
 
@@ -97,7 +99,7 @@ def draw() -> None:
     handles = [axis.plot([], [], marker, color=colour)[0] for colour, marker in zip(COLOURS, MARKERS)]
     labels = [label.replace("`", "") for label in RIVALS]
     known = axis.plot([], [], "*", color=GREY)[0]
-    figure.legend([*handles[:len(labels)], known], [*labels, "paper, 20M steps"], ncols=6,
+    figure.legend([*handles[:len(labels)], known], [*labels, "paper, 20M steps"], ncols=4,
                   loc="outside lower center")
     save(figure, ROOT / "figures" / "rivals.png")
 

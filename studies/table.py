@@ -113,8 +113,9 @@ def folder_of(method: str, task: str, setting: str, kind: str = "") -> tuple[Pat
 
 
 def all_rows() -> list[tuple]:
-    papers = [(method, task, "--preset paper", "paper") for method in ("SB-TRPO", "C-TRPO")
-              for task in TASKS[method] if folder_of(method, task, "paper")[0].exists()]
+    papers = [(method, task, "--preset paper", setting) for method in ("SB-TRPO", "C-TRPO")
+              for task in TASKS[method] for setting in ("paper", "paper-20M")
+              if folder_of(method, task, setting)[0].exists()]
     return papers + ROWS
 
 
