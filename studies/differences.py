@@ -23,7 +23,7 @@ verdict      `differs` where that is below 5%, else `not distinguishable`: alike
 Of one policy's episodes, the number of safe ones is compared by Fisher's exact test.
 """
 
-import argparse, json, sys
+import argparse, itertools, json, sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -153,10 +153,10 @@ def judged(folder: str) -> dict:
 def fresh_episodes() -> str:
     """The trained policies on 100 episodes a seed, beside the paper's and beside their mean actions."""
     text = ""
-    for task, setting in ((CIRCLE2, "safe"), (SWIMMER, "safe"), (SWIMMER, "paper-20M")):
-        found = judged(f"sbtrpo-{task}-{setting}")
-        preset, comma, steps = setting.partition("-")
-        ours = f"SB-TRPO, `--preset {preset}`{comma and ', '}{steps}"
+    for task, setting in itertools.product((CIRCLE2, SWIMMER), ("safe", "paper-20M")):
+        folder = f"sbtrpo-{task}-{setting}"
+        found, steps = judged(folder), table.cells(RESULTS / folder, "sbtrpo", task)[4]
+        ours = f"SB-TRPO, `--preset {setting.partition('-')[0]}`, {steps} steps"
         known = published(" at ".join(PAPER[task]), 5)
         for policy, name in (("sampled", "as trained"), ("deterministic", "mean action")):
             lines = [compared(metric, sample(values), theirs)

@@ -70,6 +70,7 @@ ROWS = [
     ("sTRPO", HOPPER, "--initial-std 1", "exact"),
     ("sTRPO", HOPPER, "--initial-std 1 --exclusion none", "exclusion-none"),
     ("sTRPO", HOPPER, "--initial-std 1 --exclusion none --cost-limit 0", "exclusion-none-limit-0"),
+    ("sTRPO", SWIMMER, "--initial-std 1 --exclusion none --cost-limit 0", "exclusion-none-limit-0"),
     ("sTRPO", ANT, "--initial-std 0.5", "exact"),
 ]  # and those with --preset paper, as far as there are any
 FEW = [("SB-TRPO", CIRCLE2, "safe"), ("SB-TRPO", SWIMMER, "safe"), ("C-TRPO", HOPPER, "paper"),
