@@ -87,9 +87,9 @@ def rows(groups: dict[str, tuple]) -> list[list[str]]:
 def single(groups: dict[str, tuple]) -> str:
     """The return of each run of one task at 5M steps, where ± does not say how they lie."""
     found = {label: columns["return"][:, at == 5_000_000].ravel() for label, (at, columns) in groups.items()}
-    digits = 0 if np.max([values.max() for values in found.values() if len(values)]) >= 100 else 1
-    return "; ".join(f"{label}: " + ", ".join(f"{value:,.{digits}f}" for value in np.sort(values))
-                     for label, values in found.items() if len(values))
+    shown = {label: [f"{value:,.{0 if value >= 100 else 1}f}" for value in np.sort(values)]
+             for label, values in found.items()}
+    return "; ".join(f"{label}: {', '.join(each)}" for label, each in shown.items() if each)
 
 
 def at_the_end(found: dict[str, list[list[str]]]) -> str:

@@ -45,7 +45,8 @@ def table() -> str:
             line.append("not yet")
             if folder.exists():
                 _, _, safety, safe_reward, steps, seeds, _ = cells(folder, algorithm, task)
-                line[-1] = f"{safe_reward} at {safety} ({seeds if steps == '2M' else f'{seeds}, {steps}'})"
+                length = "" if steps == "2M" else f", {steps}"
+                line[-1] = f"{safe_reward} at {safety} ({seeds}{length})"
         lines.append(line)
     return joined(["task", "paper (20M, 5 seeds)", *RIVALS], lines)
 

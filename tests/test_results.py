@@ -188,6 +188,7 @@ def test_rows_of_ours_beside_the_release_are_those_of_the_runs(monkeypatch):
         if groups:
             assert all(row in published.rows(groups) for row in of_ours), "run: uv run studies/published.py"
             assert {row[1] for row in of_ours} == set(groups)
+            assert f"; {published.single(groups)}.\n" in table.BESIDE.read_text()
         assert [row[:3] for row in rows if row[1:3] == ["published", "5"]][-1][0] == "10M" and len(rows) >= 5
     assert sum(row[1].startswith("ours") for rows in found.values() for row in rows) >= 28
     of_another_task = report.find([str(RESULTS / f"ctrpo-{table.ANT}-paper")])
