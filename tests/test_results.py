@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "studies")]
 import conftest
 import differences
+import keep
 import margins
 import pages
 import promise
@@ -145,6 +146,37 @@ def write_run(folder: Path, value: float, seed: int) -> None:
     metrics = ",".join(f"Metrics/{name}" for name in ("EpRet", "EpCost", "SafetyProbability", "SafeReward"))
     (folder / "progress.csv").write_text(f"Train/TotalSteps,{metrics},Time/Total\n"
                                          f"1000,{value},0,1,{value},1\n2000,{value},0,1,{value},1\n")
+
+
+def test_a_long_run_is_kept_in_few_rows_with_all_its_time(tmp_path, monkeypatch):
+    """studies/keep.py: at most 500 rows, evenly apart, the last among them, with the whole time; a run of 500
+    stays as it is. Goes over the same run with more steps; controls: over another one, and without a run."""
+    def run(rows: int, seed: int) -> Path:
+        folder = tmp_path / f"{rows}-{seed}" / "seed-0"
+        folder.mkdir(parents=True)
+        config = {"total_steps": rows, "workers": rows, "scheduler": "", "seed": seed}
+        (folder / "config.json").write_text(json.dumps({"algorithm": "sbtrpo", "config": config}))
+        lines = "".join(f"{k},{k / 7},{0.1 * k}\n" for k in range(rows))
+        (folder / "progress.csv").write_text(f"Train/Epoch,Metrics/EpRet,Time/Total\n{lines}")
+        (folder / "checkpoint.npz").write_bytes(b"%d" % rows)
+        return folder
+
+    monkeypatch.setattr(keep, "RESULTS", tmp_path)
+    to = tmp_path / "kept" / "seed-0"
+    for rows, left, apart in ((500, 500, 1), (501, 251, 2), (1000, 500, 2), (1001, 334, 3)):
+        keep.main([str(run(rows, 1)), "kept"])
+        found = list(csv.DictReader((to / "progress.csv").open()))
+        steps = [int(row["Train/Epoch"]) for row in found]
+        assert len(steps) == left and steps[-1] == rows - 1 and set(np.diff(steps)) == {apart}
+        assert [float(row["Metrics/EpRet"]) for row in found] == [step / 7 for step in steps]
+        total = sum(0.1 * k for k in range(rows))
+        assert sum(float(row["Time/Total"]) for row in found) == pytest.approx(total, rel=1e-12)
+        assert (to / "checkpoint.npz").read_bytes() == b"%d" % rows
+    with pytest.raises(SystemExit, match="is another run"):
+        keep.main([str(run(500, 2)), "kept"])
+    with pytest.raises(SystemExit, match="holds no run"):
+        keep.main([str(tmp_path), "kept"])
+    assert (to / "checkpoint.npz").read_bytes() == b"1001"
 
 
 def test_welch_and_holm_are_the_textbooks():
