@@ -16,7 +16,7 @@ Numbers are means over the epochs of the last tenth of the steps that all its se
 episodes; then the mean over seeds ± their standard deviation; hours are those of one seed.
 """
 
-import argparse, functools, re, sys
+import argparse, functools, itertools, re, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,10 +69,14 @@ ROWS = [
     ("sTRPO", GOAL, "--exclusion none", "exclusion-none"),
     ("sTRPO", HOPPER, "--initial-std 1", "exact"),
     ("sTRPO", HOPPER, "--initial-std 1 --exclusion none", "exclusion-none"),
-    ("sTRPO", HOPPER, "--initial-std 1 --exclusion none --cost-limit 0", "exclusion-none-limit-0"),
-    ("sTRPO", SWIMMER, "--initial-std 1 --exclusion none --cost-limit 0", "exclusion-none-limit-0"),
     ("sTRPO", ANT, "--initial-std 0.5", "exact"),
-]  # and those with --preset paper, as far as there are any
+]
+SWEPT = {  # by studies/table_*.toml, as far as they have run: {end of the folder: options}
+    "SB-TRPO": {"paper": "--preset paper", "paper-time": "--preset paper --advantage time",
+                "paper-20M": "--preset paper"},
+    "C-TRPO": {"paper": "--preset paper", "paper-limit-0": "--preset paper --cost-limit 0",
+               "paper-limit-15": "--preset paper --cost-limit 15"},
+    "sTRPO": {"exclusion-none-limit-0": "--initial-std 1 --exclusion none --cost-limit 0"}}
 FEW = [("SB-TRPO", CIRCLE2, "safe"), ("SB-TRPO", SWIMMER, "safe"), ("C-TRPO", HOPPER, "paper"),
        ("C-TRPO", ANT, "paper"), ("C-TRPO", POINT, "paper"), ("sTRPO", HOPPER, "exact")]  # README's rows
 SETTINGS = {  # what was tried on development tasks, beside what; {end of the folder: options}
@@ -114,10 +118,12 @@ def folder_of(method: str, task: str, setting: str, kind: str = "") -> tuple[Pat
 
 
 def all_rows() -> list[tuple]:
-    papers = [(method, task, "--preset paper", setting) for method in ("SB-TRPO", "C-TRPO")
-              for task in TASKS[method] for setting in ("paper", "paper-20M")
-              if folder_of(method, task, setting)[0].exists()]
-    return papers + ROWS
+    swept = []
+    for method, task in itertools.product(SWEPT, dict.fromkeys(sum(TASKS.values(), []))):
+        for setting, options in SWEPT[method].items():
+            if folder_of(method, task, setting)[0].exists():
+                swept.append((method, task, options, setting))
+    return swept + ROWS
 
 
 @functools.cache
@@ -153,8 +159,10 @@ def lines_of(method: str, task: str) -> list[list[str]]:
         if where == [method, task]:
             folder, algorithm = folder_of(method, task, setting)
             link = linked(options or "defaults", folder)
-            lines.append([task, "the same" if lines and known else known, link,
-                          *cells(folder, algorithm, task)])
+            beside = "the same" if lines and known else known
+            if "--cost-limit" in options:
+                beside = ""  # the published ones have a budget of 25
+            lines.append([task, beside, link, *cells(folder, algorithm, task)])
     return lines or [[task, known, "not run yet", *[""] * (len(HEAD) - 3)]]
 
 
@@ -166,7 +174,7 @@ def table() -> str:
     """The tables of the three papers, each below its heading: its own tasks in its order, then others."""
     text = ""
     for method, tasks in TASKS.items():
-        others = dict.fromkeys(row[1] for row in ROWS if row[0] == method and row[1] not in tasks)
+        others = dict.fromkeys(row[1] for row in all_rows() if row[0] == method and row[1] not in tasks)
         lines = [line for task in [*tasks, *others] for line in lines_of(method, task)]
         text += f"### {method}\n\n{joined(HEAD, lines)}\n\n"
     return text
