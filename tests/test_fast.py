@@ -261,21 +261,30 @@ def upset(package, task: str) -> list:
     return stretch.hashes
 
 def called_back(package, task: str, name: str) -> list:
-    """A callback of MuJoCo that reads a sensor in mid-step, and acts; set and taken away in mid-episode."""
+    """A callback of MuJoCo that reads a sensor in mid-step, and acts; set and taken away in mid-episode, and
+    taken away while an episode begins, too: where a model is compiled, its bindings raise in any callback."""
     import mujoco
+    set_callback = getattr(mujoco, f"set_mjcb_{name}")
 
     def callback(model, data, *_):
         data.xfrc_applied[1, :2] = 0.01 * np.tanh(data.sensordata[:2])
+
+    def reset(seed: int) -> None:
+        set_callback(None)
+        Stretch.reset(stretch, seed)
+        set_callback(callback)
 
     np.random.seed(13)
     stretch = Stretch(package.make(task), "random", 0)
     stretch.reset(9)
     stretch.go(5)
-    getattr(mujoco, f"set_mjcb_{name}")(callback)
+    set_callback(callback)
+    stretch.reset = reset
     try:
         stretch.go(20)
     finally:
-        getattr(mujoco, f"set_mjcb_{name}")(None)
+        set_callback(None)
+    del stretch.reset
     stretch.go(20)
     return stretch.hashes
 
