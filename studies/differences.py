@@ -34,7 +34,7 @@ import numpy as np
 from report import cut, final, find, number, spread
 from scipy import stats
 import table
-from table import ANT, CIRCLE2, HOPPER, PAPER, POINT, POINT2, SWIMMER
+from table import ANT, CIRCLE, CIRCLE2, HOPPER, PAPER, POINT, POINT2, SWIMMER
 
 METRICS = "return", "cost", "safety probability", "safe reward"
 HEAD = ["metric", "first", "second", "difference", "p", "Holm", "verdict"]
@@ -55,6 +55,9 @@ PAIRS = {  # title: first, second, metrics
         (f"strpo-{HOPPER}-exact", f"strpo-{HOPPER}-exclusion-none", METRICS[:2]),
     f"With exclusion against without, a budget of 0, 1M steps: sTRPO on {HOPPER}":
         (f"development-strpo-{HOPPER}-limit-0-1M", f"development-strpo-{HOPPER}-limit-0-exclusion-none-1M",
+         METRICS),
+    f"With exclusion against without, a budget of 0, 1M steps: sTRPO on {CIRCLE}":
+        (f"development-strpo-{CIRCLE}-limit-0-1M", f"development-strpo-{CIRCLE}-limit-0-exclusion-none-1M",
          METRICS),
     f"A budget for each of two costs against one for their sum: C-TRPO on {POINT2}":
         (f"ctrpo-{POINT2}-two-budgets", f"ctrpo-{POINT2}-one-budget", METRICS[:2])}
