@@ -7,7 +7,8 @@ checkpoint.npz and at most 500 rows of progress.csv.
 
 Of a longer run each second row stays, or each third, ..., the last one among them. It has the time of those
 left out, so that a sum of times is the run's. RUN is the folder that training printed, NAME as in
-results/README.md: ALGORITHM-TASK-SETTING. A run that is there is replaced only by one with the same options.
+results/README.md: ALGORITHM-TASK-SETTING. A run that is there is replaced only by its own continuation:
+the same options, and as many epochs or more.
 """
 
 import argparse, csv, io, json, shutil, sys
@@ -44,10 +45,17 @@ def options(run: Path) -> dict:
     return {"algorithm": about["algorithm"]} | config
 
 
+def last_epoch(run: Path) -> int:
+    """Of its progress.csv, whose first column is the epoch."""
+    return int((run / "progress.csv").read_text().splitlines()[-1].split(",")[0])
+
+
 def keep(run: Path, to: Path, checkpoint: bool = True) -> None:
     """Copies what is kept of a run into this folder."""
     if (to / "config.json").exists() and options(to) != options(run):
         sys.exit(f"{to} is another run: take another NAME.")
+    if (to / "config.json").exists() and last_epoch(to) > last_epoch(run):
+        sys.exit(f"{to} is longer than {run}.")
     progress = thinned((run / "progress.csv").read_text())
     to.mkdir(parents=True, exist_ok=True)
     shutil.copy(run / "config.json", to)

@@ -150,7 +150,8 @@ def write_run(folder: Path, value: float, seed: int) -> None:
 
 def test_a_long_run_is_kept_in_few_rows_with_all_its_time(tmp_path, monkeypatch):
     """studies/keep.py: at most 500 rows, evenly apart, the last among them, with the whole time; a run of 500
-    stays as it is. Goes over the same run with more steps; controls: over another one, and without a run."""
+    stays as it is. Goes over the same run with more steps; controls: over a longer one, over another one, and
+    without a run."""
     def run(rows: int, seed: int) -> Path:
         folder = tmp_path / f"{rows}-{seed}" / "seed-0"
         folder.mkdir(parents=True)
@@ -172,6 +173,8 @@ def test_a_long_run_is_kept_in_few_rows_with_all_its_time(tmp_path, monkeypatch)
         total = sum(0.1 * k for k in range(rows))
         assert sum(float(row["Time/Total"]) for row in found) == pytest.approx(total, rel=1e-12)
         assert (to / "checkpoint.npz").read_bytes() == b"%d" % rows
+    with pytest.raises(SystemExit, match="is longer than"):
+        keep.main([str(tmp_path / "500-1" / "seed-0"), "kept"])
     with pytest.raises(SystemExit, match="is another run"):
         keep.main([str(run(500, 2)), "kept"])
     with pytest.raises(SystemExit, match="holds no run"):
