@@ -59,6 +59,10 @@ PAIRS = {  # title: first, second, metrics
     f"With exclusion against without, a budget of 0, 1M steps: sTRPO on {CIRCLE}":
         (f"development-strpo-{CIRCLE}-limit-0-1M", f"development-strpo-{CIRCLE}-limit-0-exclusion-none-1M",
          METRICS),
+    f"A multiplier and a budget of 0, one seed, against SB-TRPO `--preset paper`: {HOPPER}, 2M steps":
+        (f"strpo-{HOPPER}-exclusion-none-limit-0", f"sbtrpo-{HOPPER}-paper", METRICS),
+    f"A multiplier and a budget of 0, one seed, against SB-TRPO `--preset paper`: {SWIMMER}, 2M steps":
+        (f"strpo-{SWIMMER}-exclusion-none-limit-0", f"sbtrpo-{SWIMMER}-paper", METRICS),
     f"A budget for each of two costs against one for their sum: C-TRPO on {POINT2}":
         (f"ctrpo-{POINT2}-two-budgets", f"ctrpo-{POINT2}-one-budget", METRICS[:2])}
 BETAS = 0.6, 0.7, 0.75, 0.8, 0.9

@@ -71,9 +71,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--no-checkpoint", action="store_true", help="the numbers alone, some 200 kB less")
     args = parser.parse_args(argv)
     files = "config.json", "progress.csv", "checkpoint.npz"
-    missing = [name for name in files if not (args.run / name).exists()]
+    missing = [name for name in files if not ((args.run / name).exists() and (args.run / name).read_bytes())]
     if missing:
-        sys.exit(f"{args.run} holds no run: {', '.join(missing)} is not there.")
+        sys.exit(f"{args.run} holds no run with an epoch: {', '.join(missing)} is not there, or empty.")
     to = RESULTS / args.name / args.run.name
     keep(args.run, to, not args.no_checkpoint)
     print(to)

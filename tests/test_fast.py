@@ -262,7 +262,7 @@ def upset(package, task: str) -> list:
 
 def called_back(package, task: str, name: str) -> list:
     """A callback of MuJoCo that reads a sensor in mid-step, and acts; set and taken away in mid-episode, and
-    taken away while an episode begins, too: where a model is compiled, its bindings raise in any callback."""
+    taken away while an episode begins, too: MuJoCo compiles no model while a Python callback is set."""
     import mujoco
     set_callback = getattr(mujoco, f"set_mjcb_{name}")
 

@@ -177,8 +177,10 @@ def test_a_long_run_is_kept_in_few_rows_with_all_its_time(tmp_path, monkeypatch)
         keep.main([str(tmp_path / "500-1" / "seed-0"), "kept"])
     with pytest.raises(SystemExit, match="is another run"):
         keep.main([str(run(500, 2)), "kept"])
-    with pytest.raises(SystemExit, match="holds no run"):
-        keep.main([str(tmp_path), "kept"])
+    (run(502, 1) / "progress.csv").write_text("")  # as before the first epoch
+    for none in (tmp_path, tmp_path / "502-1" / "seed-0"):
+        with pytest.raises(SystemExit, match="holds no run"):
+            keep.main([str(none), "kept"])
     assert (to / "checkpoint.npz").read_bytes() == b"1001"
 
 
