@@ -694,7 +694,7 @@ class Actor(NamedTuple):
             elif rng:
                 output = output + np.exp(log_std) * rng.standard_normal(len(output))
             if not np.isfinite(output).all():
-                raise Diverged(f"not finite: action={output}; start anew, with smaller steps")
+                raise Diverged(f"policy not finite: {output}; start anew, with smaller steps")
             return np.argmax(output) if self.policy.discrete else output
 
         return act
