@@ -5,7 +5,7 @@ A command is a line in a block marked bash. It runs in a copy of the repository,
 the script's own metadata and nothing more. A block of Python that begins with a file's name is that file.
 """
 
-import contextlib, csv, os, re, shlex, shutil, subprocess, sys
+import contextlib, csv, json, os, re, shlex, shutil, subprocess, sys
 from ctypes.util import find_library
 from pathlib import Path
 
@@ -208,6 +208,60 @@ def test_results_of_the_readme_are_in_the_pages_behind_it():
     numbers = re.findall(r"[\d,.]+ ± \d+(?:\.\d+)?", part)
     assert len(numbers) > 15 and [each for each in numbers if each not in rest] == []
     assert [each for each in numbers if each.replace("± ", "± 97") in rest] == []
+
+
+# -------------------------------------------------------------------------------------- figures in the prose
+NUMBER = r"[−-]?\d[\d,]*(?:\.\d+)?"
+SPREAD = re.compile(rf"({NUMBER}) ± ({NUMBER})")
+AT = re.compile(rf"({NUMBER})(?: ± {NUMBER})?(?: \[[^]]*\])? at (?:a )?(?:safety |costs? )?(?:of )?({NUMBER})"
+                r"\b(?![°M]| steps)")
+ELSEWHERE = {("0.26", "0.08"): "seconds of an update, by SB-TRPO's paper",
+             ("2,663", "2,400"): "with a standard error, in results/noise.json",
+             ("10.6", "0.95"): "of sbtrpo-SafetyCarCircle2-v0-safe-continued, from 3M steps on"}
+
+
+def records() -> list[str]:
+    """What belongs together, as text: a row of a table in the pages or in results/; either side of a section
+    of results/differences.md; means and deviations of a folder's policies on fresh episodes."""
+    results = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "results").glob("*.md")}
+    found = [line for page in [*PAGES.values(), *results.values()] for line in page.splitlines()
+             if line.startswith("|")]
+    for section in results["differences.md"].split("###")[1:]:
+        rows = [line.split("|") for line in section.splitlines() if line.startswith("|")]
+        found += ["; ".join(row[side] for row in rows) for side in (2, 3)]
+    for path in (ROOT / "results").glob("*/evaluation.json"):
+        for policies in json.loads(path.read_text())["by_action_noise"]["0.0"]["over_runs"].values():
+            found += ["; ".join(f"{mean:.9f} ± {deviation:.9f}" for mean, deviation in metrics.values())
+                      for kind, metrics in policies.items() if kind != "runs"]
+    return found
+
+
+def rounded_to(shown: str, found: str) -> bool:
+    """Whether a number as found may be printed like this."""
+    decimals = len(shown.partition(".")[2])
+    shown, found = (float(number.replace("−", "-").replace(",", "")) for number in (shown, found))
+    return abs(shown - found) <= 0.50001 * 10**-decimals
+
+
+def test_figures_of_the_prose_stand_in_tables():
+    """Each "mean ± deviation", and each "return at cost" or "safe reward at safety", whose two numbers stand
+    in one row. Control: with another last digit in the first, four in five stand nowhere."""
+    known = records()
+    spreads = [pair for record in known for pair in SPREAD.findall(record)]
+    rows = [re.findall(NUMBER, record) for record in known]
+    prose = [re.sub(r"\s+", " ", "".join(re.findall(r"^(?!\|).*\n", page, re.M))) for page in PAGES.values()]
+
+    def as_printed(mean, deviation):
+        return any(rounded_to(mean, m) and rounded_to(deviation, d) for m, d in spreads)
+
+    def in_one_row(*pair):
+        return any(all(any(rounded_to(one, each) for each in row) for one in pair) for row in rows)
+
+    for pattern, stands in ((SPREAD, as_printed), (AT, in_one_row)):
+        sought = [pair for text in prose for pair in pattern.findall(text) if pair not in ELSEWHERE]
+        assert [pair for pair in sought if not stands(*pair)] == []
+        wrong = [(first[:-1] + str((int(first[-1]) + 3) % 10), second) for first, second in sought]
+        assert len(sought) >= 30 and np.mean([stands(*pair) for pair in wrong]) <= 0.2
 
 
 # ------------------------------------------------------------------------------- pages and their links
