@@ -59,13 +59,17 @@ PAIRS = {  # title: first, second, metrics
     f"With exclusion against without, a budget of 0, 1M steps: sTRPO on {CIRCLE}":
         (f"development-strpo-{CIRCLE}-limit-0-1M", f"development-strpo-{CIRCLE}-limit-0-exclusion-none-1M",
          METRICS),
-    f"A multiplier and a budget of 0, one seed, against SB-TRPO `--preset paper`: {HOPPER}, 2M steps":
-        (f"strpo-{HOPPER}-exclusion-none-limit-0", f"sbtrpo-{HOPPER}-paper", METRICS),
-    f"A multiplier and a budget of 0, one seed, against SB-TRPO `--preset paper`: {SWIMMER}, 2M steps":
-        (f"strpo-{SWIMMER}-exclusion-none-limit-0", f"sbtrpo-{SWIMMER}-paper", METRICS),
     f"A budget for each of two costs against one for their sum: C-TRPO on {POINT2}":
         (f"ctrpo-{POINT2}-two-budgets", f"ctrpo-{POINT2}-one-budget", METRICS[:2])}
+THREE = HOPPER, SWIMMER  # where SB-TRPO has three seeds with the paper's settings
+for task in THREE:
+    PAIRS |= {
+        f"A multiplier and a budget of 0, one seed, against SB-TRPO `--preset paper`: {task}, 2M steps":
+            (f"strpo-{task}-exclusion-none-limit-0", f"sbtrpo-{task}-paper", METRICS),
+        f"SB-TRPO `--preset paper`, `--advantage time`, one seed, against none: {task}, 2M steps":
+            (f"sbtrpo-{task}-paper-time", f"sbtrpo-{task}-paper", METRICS)}
 BETAS = 0.6, 0.7, 0.75, 0.8, 0.9
+SEEDS = 3, 4, 5, 6  # of results/signal.json, which both commits have
 
 
 class Sample(NamedTuple):
@@ -200,10 +204,14 @@ def recorded() -> str:
                 for name in ("warm-up and absorbed", "before")]
         text += section(f"Scaling absorbed, against as before: {task}", [compared("return", *pair)])
     runs = json.loads((RESULTS / "signal.json").read_text())["runs"]
-    pair = [sample([run["EpRet"] for run in runs if run["commit"] == commit and run["seed"] in (3, 4, 5, 6)
-                    and run["task"].endswith("Walk-v0") and run["advantage"] == "time"])
-            for commit in ("3ff1a2c", "86175ad")]
-    return text + section("Scaling absorbed, against as before: a walk", [compared("return", *pair)])
+    walks = {commit: sample([run["EpRet"] for run in runs if run["commit"] == commit and run["seed"] in SEEDS
+                             and run["task"].endswith("Walk-v0") and run["advantage"] == "time"])
+             for commit in ("86175ad", "86175ad, scaling absorbed", "3ff1a2c")}
+    before, alone, with_warm_up = walks.values()
+    text += section("Scaling absorbed, nothing else changed, against as before: a walk",
+                    [compared("return", alone, before)])
+    return text + section("Scaling absorbed, with a warm-up batch, against as before: a walk",
+                          [compared("return", with_warm_up, before)])
 
 
 def precisions() -> str:
