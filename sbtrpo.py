@@ -576,10 +576,16 @@ def make_env(task, **rendering):
         raise Failure(f"--task {task} has actions in {env.action_space}, not in a Box or Discrete.")
     return env
 
+def seed_all(seed):
+    """For environments that draw random numbers of their own, made or played."""
+    np.random.seed(seed)
+    random.seed(seed)
+
 @functools.lru_cache
 def env_of_thread(task, thread):
     """Made once in each worker, for one thread of it, and closed when the worker ends."""
     threadpoolctl.threadpool_limits(1, "blas")
+    seed_all(0)
     env = make_env(task)
     atexit.register(env.close)
     return env
@@ -675,8 +681,7 @@ def run_episode(task, seed, index, actor, costs=()):
     try:
         env, act = env_of_thread(task, threading.get_ident()), actor.acting(rng)
         start = int(rng.integers(2**32))
-        np.random.seed(start)  # for environments with random numbers of their own
-        random.seed(start)
+        seed_all(start)
         observations = [to_vector(env.observation_space, env.reset(seed=start)[0])]
         terminated = truncated = False
         while not (terminated or truncated):
@@ -747,15 +752,15 @@ def collect(executor, config, actor, first, size, attempt=1):
             episodes += result_of(jobs.pop(0), f"episode {first + len(episodes)}")
             steps = sum(len(episode.costs) for episode in episodes)
             length = steps / len(episodes)
-    except concurrent.futures.CancelledError:
-        raise Failure(f"the scheduler {config.scheduler} has gone.") from None
-    except Exception as error:
+    except BaseException as error:
+        stop(executor)  # which the caller does not know, if it is another
+        if isinstance(error, concurrent.futures.CancelledError):
+            raise Failure(f"the scheduler {config.scheduler} has gone.") from None
         if type(error).__name__ not in ("TerminatedWorkerError", "KilledWorker"):  # loky's, Dask's
             raise
         if attempt == 4 or config.scheduler:  # Dask has tried as often by itself
             text = f"workers died four times, at episode {first + len(episodes)} or soon after"
             raise Failure(f"{text}: {' '.join(re.findall('{.*}', str(error)))}") from None
-        stop(executor)
         return collect(make_executor(config), config, actor, first, size, attempt + 1)
     for job in jobs:
         job.cancel()
@@ -874,7 +879,7 @@ def checksum(state):
     return crc
 
 def save(run, config, state, row=None):
-    """checkpoint.npz, the one before as checkpoint.previous.npz, and progress.csv, a row longer."""
+    """checkpoint.npz and progress.csv; with a row, the one before as checkpoint.previous.npz."""
     if row:
         names = state["progress"].decode().partition("\n")[0].split(",")
         lines = [[row.get(name, math.nan) for name in names]]  # of a run that had other columns
@@ -883,7 +888,8 @@ def save(run, config, state, row=None):
         state["progress"] += "".join(",".join(map(str, line)) + "\n" for line in lines).encode()
     np.savez(buffer := io.BytesIO(), checksum=checksum(state), **state)
     run.mkdir(parents=True, exist_ok=True)
-    write(run / "checkpoint.npz", buffer.getvalue(), run / "checkpoint.previous.npz")
+    previous = run / "checkpoint.previous.npz" if row else None
+    write(run / "checkpoint.npz", buffer.getvalue(), previous)
     write(run / "progress.csv", state["progress"])
     if not (run / "config.json").exists():  # last: where it is, a run can be resumed
         save_config(run, config)
@@ -923,7 +929,7 @@ def load_run(run):
         if about.get("algorithm", ALGORITHM) != ALGORITHM:
             raise Failure(f"{run} is a run of {about['algorithm']}.py, not of {ALGORITHM}.py.")
         config = Config(**about["config"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise Failure(f"{run} holds no run that can be resumed: config.json: {error}.") from None
     for path in (run / "checkpoint.npz", run / "checkpoint.previous.npz"):
         try:
@@ -1002,7 +1008,7 @@ class Checked:
         if self.batch_steps > self.total_steps:
             raise Failure(f"--batch-steps is {self.batch_steps:,}, longer than the whole run, "
                           f"{self.total_steps:,} steps.")
-        if self.scheduler and "://" not in self.scheduler:
+        if self.scheduler and not re.fullmatch(r"(tcp|tls|wss?)://.+:\d+", self.scheduler):
             raise Failure(f"--scheduler is {self.scheduler!r} but must be as tcp://host:8786.")
 # --- end shared ---
 
@@ -1097,7 +1103,7 @@ def open_run(argv):
         if options.get("total_steps", math.inf) < state["steps"]:
             raise Failure(f"{run} has done {state['steps']:,} steps: --total-steps is too small.")
         save_config(run, config)  # a raised total is the run's
-        write(run / "progress.csv", state["progress"])
+        save(run, config, state)  # the state may be that of checkpoint.previous.npz
         return config, run, state, lock
     config = Config(**PRESETS.get(options.get("preset"), {}) | options)
     task = re.sub(r"[^\w.-]", "-", config.task)

@@ -223,16 +223,19 @@ class TabularCMDP:
 
             min_rho t   subject to   <rho, c_i> - b_i <= t.
 
-        So a positive one certifies that no policy meets all budgets, and some policy does otherwise.
+        So a positive one certifies that no policy meets all budgets, and some policy does otherwise. A budget
+        of infinity has weight 0.
         """
         S, A = self.r.shape
         costs = self.c.reshape(-1, S * A)
         limits = np.broadcast_to(self.limit if limit is None else limit, len(costs))
+        finite, weights = ~np.isinf(limits), np.zeros(len(costs))
         result = self._program(np.append(np.zeros(S * A), 1.0),
-                               np.hstack([costs, -np.ones((len(costs), 1))]), limits)
+                               np.hstack([costs, -np.ones((len(costs), 1))])[finite], limits[finite])
         if not result.success:
             raise ArithmeticError(f"The linear program could not be solved: {result.message}")
-        return -result.ineqlin.marginals, float(result.fun)
+        weights[finite] = -result.ineqlin.marginals
+        return weights, float(result.fun)
 
     def _program(self, objective: Array, costs: Array, limits: Array):
         """min objective.x subject to costs.x <= limits, where x begins with an occupancy, which is >= 0."""

@@ -124,11 +124,14 @@ class Dies(Walk):
 
 
 class Global(Walk):
-    """Random numbers of NumPy's and Python's global generators."""
+    """Random numbers of NumPy's and Python's global generators, when it is made and in each episode."""
+
+    def __init__(self):
+        self.map = np.random.normal() + random.random()
 
     def reset(self, seed=None, options=None):
         super().reset(seed=seed)
-        self.x = np.random.normal(size=1) + random.random()
+        self.x = np.random.normal(size=1) + random.random() + self.map
         return self.x.copy(), {}
 
 

@@ -291,6 +291,10 @@ def test_budgets_that_cannot_all_be_met_are_refused_with_the_proof():
     check("certificate: least weighted excess of any policy", excess, at_least=0.03)
     for i in range(2):
         assert world.optimum(np.where(np.arange(2) == i, limit, np.inf)).cost[i] <= 0.05 + 1e-9
+    alone, excess = world.least_excess(np.array([np.inf, -0.1]))
+    assert alone == pytest.approx([0, 1]) and excess >= 0.1
+    with pytest.raises(ValueError, match=r"with weights \[0. 1.\]"):
+        world.optimum(np.array([np.inf, -0.1]))
     check("  control: certificate of budgets that can be met", world.least_excess()[1], at_most=-0.01)
 
 

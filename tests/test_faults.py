@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -190,9 +191,13 @@ def test_ids_that_only_gymnasium_knows_work():
 
 
 def test_environments_with_random_numbers_of_their_own_repeat():
-    """NumPy's and Python's global generators are seeded with the episode."""
+    """NumPy's and Python's global generators are seeded before an environment is made, in whatever process,
+    and with the episode."""
     first, other, again = (episode("Global", index) for index in (5, 6, 5))
+    sbtrpo.env_of_thread.cache_clear()  # as in another process
+    anew = episode("Global", 5)
     assert np.array_equal(first.observations, again.observations)
+    assert np.array_equal(first.observations, anew.observations)
     assert not np.array_equal(first.observations, other.observations)
 
 
@@ -348,6 +353,25 @@ def test_a_process_that_dies_is_named_with_episode_and_exit_code(tmp_path):
     assert "go on with --resume" in said[-1]
 
 
+def test_the_executor_after_a_dead_worker_is_stopped_as_well(monkeypatch):
+    """A worker dies, then a fault of the environment, or Ctrl-C, ends the run: no executor that collect has
+    made goes on."""
+    def executor(error):
+        def submit(*_):
+            raise error
+
+        return type("Executor", (), {"submit": submit})()
+
+    died = type("TerminatedWorkerError", (Exception,), {})()
+    for fault in (sbtrpo.Failure("a fault"), KeyboardInterrupt()):
+        first, second, stopped = executor(died), executor(fault), []
+        monkeypatch.setattr(sbtrpo, "make_executor", lambda config, second=second: second)
+        monkeypatch.setattr(sbtrpo, "stop", stopped.append)
+        with pytest.raises(type(fault)):
+            sbtrpo.collect(first, sbtrpo.Config(), None, 0, 100)
+        assert stopped == [first, second]
+
+
 def test_a_worker_that_hangs_is_named(monkeypatch, capsys):
     """Which episode, and how long; here after a hundredth of a second instead of a minute."""
     wait = sbtrpo.concurrent.futures.wait
@@ -425,6 +449,7 @@ def test_damaged_checkpoints_are_never_accepted(tmp_path, monkeypatch, capsys):
     config = sbtrpo.Config(task="environments:Walk-v0", hidden=(3,), total_steps=100, batch_steps=100)
     state = sbtrpo.initial_state(config)
     sbtrpo.save(run, config, state)
+    shutil.copy(run / "checkpoint.npz", run / "checkpoint.previous.npz")
     sbtrpo.save(run, config, state | {"steps": 50})
     whole, rng = (run / "checkpoint.npz").read_bytes(), np.random.default_rng(0)
     kept = fell_back = 0

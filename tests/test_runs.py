@@ -221,6 +221,7 @@ def test_a_dask_cluster_gives_the_same_result(reference, tmp_path):
     ("--task no_such_module:Nothing-v0", "no_such_module"), ("--delta 0", "--delta"), ("--beta 2", "--beta"),
     ("--update sideways", "--update"), ("--hidden 8 0", "--hidden"), ("--workers 0", "--workers"),
     ("--total-steps many", "--total-steps"), ("--delat 0.1", "--delat"), ("--resume nowhere", "nowhere"),
+    ("--scheduler tcp://localhost", "--scheduler"), ("--scheduler http://localhost:8786", "--scheduler"),
     ("--resume runs --delta 0.1", "--total-steps")])
 def test_a_mistake_of_the_user_is_one_sentence(options, said, tmp_path):
     """On stderr, after argparse's line of usage at most; non-zero exit, no traceback, nothing is made."""
@@ -276,7 +277,7 @@ def test_what_breaks_in_an_episode_is_named(fault, tmp_path, monkeypatch):
     state = sbtrpo.initial_state(config := sbtrpo.Config(task=f"broken_{fault}:Broken-v0", hidden=(4,)))
     state["theta"] = state["theta"] * (math.nan if fault == "action" else 1)
     where = "episode 0, step 0" if fault == "action" else "episode 14, step 4"
-    what = "the simulator broke" if fault == "exception" else f"{fault}="
+    what = {"exception": "the simulator broke", "action": "policy not finite"}.get(fault, f"{fault}=")
     with pytest.raises(sbtrpo.Failure, match=f"{where}: .*{what}"):
         for index in range(20):
             sbtrpo.run_episode(config.task, 0, index, sbtrpo.make_actor(state))
@@ -369,6 +370,10 @@ def test_a_damaged_checkpoint_is_noticed(reference, tmp_path, capsys):
     check("damaged checkpoints (of 404): found out", used.count(before), at_least=300)
     finish(start(tmp_path, "--resume", RUN))
     assert outcome(run) == outcome(reference / RUN)
+    (run / "checkpoint.npz").write_bytes(whole[:1000])
+    (run / "checkpoint.previous.npz").write_bytes(whole)
+    sbtrpo.open_run(["--resume", str(run)])[-1].release()  # the next save would keep the damaged one
+    assert bits(np.load(run / "checkpoint.npz")) == bits(np.load(run / "checkpoint.previous.npz"))
     for name in ("checkpoint.npz", "checkpoint.previous.npz"):
         (run / name).write_bytes(whole[:1000])
     assert "no run that can be resumed" in finish(start(tmp_path, "--resume", RUN), 1)[-1]
@@ -492,10 +497,11 @@ def test_kill_9_in_either_stage_and_resume_change_nothing(both_stages, tmp_path)
 
 def test_the_unsafe_policy_is_frozen(both_stages, tmp_path):
     """--unsafe takes a copy of a run of --stage unsafe: what happens to that run afterwards changes nothing,
-    even to a run that is resumed. Equal bit for bit to training both stages at once."""
+    even to a run that is resumed. Equal bit for bit to training both stages at once. --unsafe-steps, less
+    than a batch, has no say."""
     run = run_of(script="strpo")
     shutil.copytree(both_stages / run / "unsafe", tmp_path / "first")
-    process = start(tmp_path, *STAGES, "--unsafe", "first", script=strpo)
+    process = start(tmp_path, *STAGES, "--unsafe", "first", "--unsafe-steps=1", script=strpo)
     progress(tmp_path / run, process)
     process.kill()
     finish(process, -9)
@@ -506,7 +512,8 @@ def test_the_unsafe_policy_is_frozen(both_stages, tmp_path):
 
 @pytest.mark.parametrize("options, said", [
     ("--unsafe nowhere", "--unsafe nowhere"), ("--unsafe safe", "of --stage unsafe"),
-    ("--unsafe other", "other"), ("--unsafe unsafe --task TwoState-v0", "unsafe is a run of"),
+    ("--unsafe other", "other"), ("--unsafe null", "null"), ("--unsafe list", "list"),
+    ("--resume list", "list holds no run"), ("--unsafe unsafe --task TwoState-v0", "unsafe is a run of"),
     ("--exclusion some", "--exclusion"), ("--dual prime", "--dual"), ("--estimator none", "--estimator"),
     ("--delta-2 -1", "--delta-2"), ("--cvar-alpha 0", "--cvar-alpha"), ("--pid 1 1 -1", "--pid"),
     ("--pid 1 1", "--pid takes three"), ("--critic best", "--critic"),
@@ -518,6 +525,9 @@ def test_a_mistake_with_strpo_is_one_sentence(options, said, both_stages, tmp_pa
     (tmp_path / "unsafe").symlink_to(both_stages / run_of(script="strpo") / "unsafe")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"config": {"task": "tabular_cmdp:TwoState-v0"}}')
+    for name, text in (("null", '{"config": null}'), ("list", "[]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
     assert strpo.main(options.split()) == 1
     errors = capsys.readouterr().err.splitlines()
     assert said in errors[-1] and len(errors) == 1 and not (tmp_path / "runs").exists()

@@ -186,7 +186,7 @@ def arguments(argv: list[str] | None) -> tuple[list[Run], argparse.Namespace]:
     given = {name: values for name, values in vars(options).items() if isinstance(values, list)}
     if options.workers < 1 or options.parallel is not None and options.parallel < 1:
         raise Mistake("--workers and --parallel must be at least 1.")
-    if options.scheduler and "://" not in options.scheduler:
+    if options.scheduler and not re.fullmatch(r"(tcp|tls|wss?)://.+:\d+", options.scheduler):
         raise Mistake(f"--scheduler is {options.scheduler!r} but needs to be tcp://host:port.")
     options.parallel = options.parallel or max(1, (os.cpu_count() or 1) // options.workers)
     grids = read_grids(options.grid) if options.grid else [{}]
