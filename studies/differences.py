@@ -61,7 +61,7 @@ PAIRS = {  # title: first, second, metrics
          METRICS),
     f"A budget for each of two costs against one for their sum: C-TRPO on {POINT2}":
         (f"ctrpo-{POINT2}-two-budgets", f"ctrpo-{POINT2}-one-budget", METRICS[:2])}
-THREE = HOPPER, SWIMMER  # where SB-TRPO has three seeds with the paper's settings
+THREE = HOPPER, SWIMMER, CIRCLE2  # where SB-TRPO has three seeds with the paper's settings
 for task in THREE:
     PAIRS |= {
         f"A multiplier and a budget of 0, one seed, against SB-TRPO `--preset paper`: {task}, 2M steps":
@@ -164,7 +164,7 @@ def judged(folder: str) -> dict:
 def fresh_episodes() -> str:
     """The trained policies on 100 episodes a seed, beside the paper's and beside their mean actions."""
     text = ""
-    for task, setting in itertools.product((CIRCLE2, SWIMMER), ("safe", "paper-20M")):
+    for task, setting in itertools.product((CIRCLE2, SWIMMER), ("safe", "paper", "paper-20M")):
         folder = f"sbtrpo-{task}-{setting}"
         found, steps = judged(folder), table.cells(RESULTS / folder, "sbtrpo", task)[4]
         ours = f"SB-TRPO, `--preset {setting.partition('-')[0]}`, {steps} steps"
