@@ -391,12 +391,12 @@ def two_state(path: Path) -> None:
 
 def read(path: str) -> dict:
     """{column: values} of a progress.csv."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
     names = ["Train/TotalSteps", *(f"Metrics/{name}" for name in PANELS)]
     try:
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file))
         columns = {name: np.array([float(row[name]) for row in rows]) for name in names}
-    except (KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         sys.exit(f"{path} is not the progress.csv of a run ({type(error).__name__}: {error}).")
     if not rows:
         sys.exit(f"{path} has no epochs yet.")

@@ -77,6 +77,8 @@ def main(argv: list[str] | None = None) -> None:
     to = RESULTS / args.name / args.run.name
     keep(args.run, to, not args.no_checkpoint)
     print(to)
+    if (to.parent / "evaluation.json").exists():
+        print(f"{to.parent}/evaluation.json is of what was there before: make it anew")
 
 
 if __name__ == "__main__":

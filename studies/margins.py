@@ -33,6 +33,8 @@ def cells_of(folder: Path) -> list[str]:
         rows = list(csv.DictReader(lines))
     if "Misc/recovery" not in rows[0] or len(rows) < 8:
         sys.exit(f"{folder} is not a run of ctrpo.py of eight epochs or more.")
+    if np.any(np.diff([int(row["Train/Epoch"]) for row in rows]) != 1):  # studies/keep.py leaves some out
+        sys.exit(f"{folder} has not the rows of all its epochs: neighbours are not to be had.")
     rows = rows[len(rows) // 4 :]
     cost, recovery = (np.array([float(row[name]) for row in rows])
                       for name in ("Metrics/EpCost", "Misc/recovery"))

@@ -31,7 +31,7 @@ The worlds end an episode with probability 1 - gamma in each step (see TabularEn
 measured with episodes of 60 steps, discounted in the return and in the weight of a state, from 2,048 of them.
 """
 
-import argparse, dataclasses, json, math, sys
+import argparse, dataclasses, math, sys
 from pathlib import Path
 
 import gymnasium as gym
@@ -42,6 +42,7 @@ import sbtrpo
 import tabular_cmdp
 import figures
 import numpy as np
+from pages import add
 
 ESTIMATORS = ("mc", "time", "value", "gae")
 BATCHES, EARLIER, BETA, DELTA = (4, 16, 64, 256, 1024), 3_072, 0.75, 0.01
@@ -215,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=WORLDS, default=list(WORLDS), help="and keep the others")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "noise.json")
     options = parser.parse_args(argv)
-    results = json.loads(options.output.read_text()) if options.output.exists() else {}
+    results = {}
     for name in options.only:
         task, steps = WORLDS[name]
         case = sampled(task, steps, EARLIER, options.episodes)
@@ -224,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
         results[name]["fixed length"] = {e: dict(zip(("reward", "cost"), fixed.noise_scale(e)))
                                          for e in ESTIMATORS}
         print(name, *(f"{e} {results[name][e]['cost']['noise_scale']:.3g}" for e in ESTIMATORS), flush=True)
-        options.output.write_text(json.dumps(rounded(results), indent=1) + "\n")
+        add(options.output, rounded(results[name]), name)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,42 @@
-"""What studies have found, between comments of README.md and of the pages in docs/:
+"""What studies have found: in files of results/, which several processes may add to, and between comments of
+README.md and of the pages in docs/:
 
     <!-- NAME, by studies/FILE.py -->
     what found[NAME] says
     <!-- end of NAME -->
 """
 
-import re, sys
+import fcntl, json, os, re, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def write(path: Path, text: str) -> None:
+    """Old or new text is there at every moment, whole."""
+    new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        new.write_text(text)
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def add(path: Path, value, *keys: str) -> dict:
+    """Puts a value into a file of results, {key: {key: ... value}}, which other processes may do at the same
+    time; returns all that is there now."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        results = json.loads(path.read_text()) if path.exists() else {}
+        inner = results
+        for key in keys[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[keys[-1]] = value
+        write(path, json.dumps(results, indent=1) + "\n")
+    finally:
+        os.close(folder)  # unlocks it
+    return results
 
 
 def between(study: str) -> re.Pattern:
@@ -29,5 +57,5 @@ def fill(study: str, found: dict[str, str]) -> None:
         sys.exit(f"The pages have comments for {sorted(there)}, and {study} has found {sorted(found)}.")
     for path, text in texts.items():
         if between(study).search(text):
-            path.write_text(filled(text, study, found))
+            write(path, filled(text, study, found))
             print(path)

@@ -29,14 +29,14 @@ Policies are those of runs with default options after 0, 80,000, 400,000 and 800
 first, in runs/promise-STEPS, and their pools are kept there.
 """
 
-import argparse, dataclasses, importlib, json, math, pickle, shutil, subprocess, sys, time
+import argparse, dataclasses, importlib, json, math, os, pickle, shutil, subprocess, sys, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import numpy as np
 import threadpoolctl
-from pages import fill
+from pages import add, fill
 
 PLACE = ROOT / "results" / "promise.json"
 SIZES, STEPS, DRAWS = (10, 20, 50, 100, 200, 500), 20, 2000
@@ -65,14 +65,16 @@ def trained(algorithm: str, task: str, steps: int) -> Path:
     before = None
     for total in (s for s in STAGES if 0 < s <= max(steps, STAGES[1])):
         run = Path("runs", f"promise-{total}", task, algorithm, "seed-0")
-        if not run.exists():
+        if not (run / "trained").exists():  # made last: an interrupted run is made anew
+            shutil.rmtree(run, ignore_errors=True)
             script, options = str(ROOT / f"{algorithm}.py"), ["--total-steps", str(total), "--workers", "1"]
             if before:
-                shutil.copytree(before, run)
+                shutil.copytree(before, run, ignore=shutil.ignore_patterns("trained", "pool-*"))
                 options += ["--resume", str(run)]
             else:
                 options += ["--experiment", f"promise-{total}", "--task", task]
             subprocess.run([sys.executable, script, *options], check=True)
+            (run / "trained").touch()
         before = run
     return before
 
@@ -90,7 +92,8 @@ def pool(algorithm: str, task: str, steps: int, count: int) -> tuple:
             executor, state = script.warm_up(script.make_executor(first), first, script.initial_state(first))
             script.stop(executor)
         saved = config, state, play(script, config, state, count, 2**42)
-        path.write_bytes(pickle.dumps(saved))
+        path.with_suffix(".tmp").write_bytes(pickle.dumps(saved))
+        os.replace(path.with_suffix(".tmp"), path)
     config, state, episodes = saved
     return run, config, state, episodes[:count]
 
@@ -476,15 +479,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=PLACE)
     options = parser.parse_args(argv)
     threadpoolctl.threadpool_limits(1, "blas")
-    results = json.loads(options.output.read_text()) if options.output.exists() else {}
     for name, case in zip(names, CASES):
         if name in options.only:
             started = time.perf_counter()
             policy = Case(*case, options.episodes or POOLS[case[1]])
             for part in study(policy, options.real):
-                results[name] = rounded(part)
-                ordered = {each: results[each] for each in names if each in results}
-                options.output.write_text(json.dumps(ordered, indent=1) + "\n")
+                results = add(options.output, rounded(part), name)
             kept = {n: row["kept"] for n, row in results[name]["estimators"]["time"].items()}
             print(f"{name}: {kept}, {time.perf_counter() - started:.0f} s", flush=True)
     found = tables(json.loads(options.output.read_text()))

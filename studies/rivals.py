@@ -59,7 +59,7 @@ def fresh() -> str:
         file = folder / "evaluation.json"
         runs = json.loads(file.read_text())["by_action_noise"]["0.0"]["runs"] if file.exists() else {}
         for run in runs.values():
-            trained = f"{run['training_seed']}, {cells(folder, algorithm, task)[4]}"
+            trained = f"{run['training_seed']}, {run['steps'] / 1e6:.2g}M"
             for policy, name in (("sampled", "sampled"), ("deterministic", "mean action")):
                 values = [run[policy][metric] for metric in ("safety", "safe reward", "goals")]
                 shown = [with_interval(value) for value in values]

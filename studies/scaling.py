@@ -33,7 +33,6 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     script, moved = importlib.import_module(given.algorithm), []
     advance = script.advance
-    config, run, state, _ = script.open_run(given.options)
 
     def watched(state, batch, theta, *rest):
         before, after = script.make_actor(state), advance(state, batch, theta, *rest)
@@ -47,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
     script.advance = watched
     try:
+        config, run, state, _ = script.open_run(given.options)
         script.train(config, run, state)
     except script.Failure as error:
         print(error, file=sys.stderr)

@@ -45,7 +45,7 @@ import numpy as np
 from scipy import stats
 
 import sbtrpo
-from pages import fill
+from pages import add, fill
 from table import joined
 
 PLACE = ROOT / "results" / "truer.json"
@@ -143,7 +143,7 @@ CANDIDATES = (*OPTIONS, *FUNCTIONS)
 
 def train(candidate: str, task: str, seed: int, steps: int, workers: int) -> dict[str, float]:
     """Means over the last tenth of the epochs of the run, which is made unless it is there; the mean cost of
-    all its epochs, and the median of their Misc/kept."""
+    all its epochs, and the median of their Misc/kept. Of a longer run that is there, its beginning counts."""
     experiment = f"truer-{candidate.replace(' ', '-')}"
     run = Path("runs", experiment, task, "sbtrpo", f"seed-{seed}")
     table = rows(run)
@@ -159,6 +159,7 @@ def train(candidate: str, task: str, seed: int, steps: int, workers: int) -> dic
         if code:
             sys.exit(code)
         table = rows(run)
+    table = table[: 1 + sum(int(row["Train/TotalSteps"]) < steps for row in table)]
     last = table[-max(1, len(table) // 10):]
     means = {name: np.mean([float(row[f"Metrics/{key}"]) for row in last]) for key, name in METRICS.items()}
     means["cost of all"] = np.mean([float(row["Metrics/EpCost"]) for row in table])
@@ -233,13 +234,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes; changes no result (default 1)")
     parser.add_argument("--output", type=Path, default=PLACE)
     options = parser.parse_args(argv)
+    lengths = {means["steps"] for of in read(options.output).values() for seeds in of.values()
+               for means in seeds.values()}
+    if lengths - {options.total_steps}:
+        sys.exit(f"{options.output} has runs of {max(lengths):,} steps: take that --total-steps, or another "
+                 "--output.")
     for task, seed, name in itertools.product(options.task, options.seed, options.only):
         if task != TASKS[0] and lost(read(options.output), name):
             continue
         means = train(name, task, seed, options.total_steps, options.workers)
-        results = read(options.output)  # another process may have written
-        results.setdefault(name, {}).setdefault(task, {})[str(seed)] = means
-        options.output.write_text(json.dumps(results, indent=1) + "\n")
+        add(options.output, means, name, task, str(seed))
         print(name, task, seed, means, flush=True)
     found = tables(read(options.output))
     print(found["candidates"])

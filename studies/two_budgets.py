@@ -25,9 +25,12 @@ POINTS = 20  # of a curve: each the mean over a twentieth of the steps
 
 def read(run: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """(options, columns) of a run."""
-    config = json.loads((run / "config.json").read_text())["config"]
-    with open(run / "progress.csv", newline="") as lines:
-        rows = list(csv.DictReader(lines))
+    try:
+        config = json.loads((run / "config.json").read_text())["config"]
+        with open(run / "progress.csv", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+    except (OSError, ValueError, LookupError) as error:
+        sys.exit(f"{run} holds no run that can be read: {error}.")
     if len(config.get("costs", [])) != 2 or len(rows) < 10:
         sys.exit(f"{run} is not a run of ten epochs or more with two --costs.")
     names = ["Metrics/EpRet", *(f"Metrics/EpCost_{name}" for name in config["costs"])]

@@ -22,7 +22,7 @@ This file is a module with the release's tasks, too:
     uv run ctrpo.py --task studies.unclipped:UnclippedHalfCheetah-v1 --preset paper --total-steps 5000000
 """
 
-import argparse, csv, json, sys
+import argparse, csv, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,16 +106,15 @@ def table(results: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from pages import fill
+    from pages import add, fill
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0])
     parser.add_argument("--task", nargs="+", choices=TASKS, default=TASKS)
     options = parser.parse_args(argv)
     if not RELEASE.exists():
         sys.exit("There are no published runs: git clone https://github.com/milosen/ctrpo release")
-    results = json.loads(PLACE.read_text()) if PLACE.exists() else {}
     for task in options.task:
-        results[task] = {"published": published(task), "untrained": untrained(task), "trained": trained(task)}
-        PLACE.write_text(json.dumps(results, indent=1) + "\n")
+        found = {"published": published(task), "untrained": untrained(task), "trained": trained(task)}
+        results = add(PLACE, found, task)
         print(task, results[task], flush=True)
     fill("unclipped.py", {"clipped and not": table(results)})
 

@@ -159,6 +159,27 @@ def test_the_folder_is_made_and_the_file_tried_before_any_episode(run, tmp_path,
     assert (tmp_path / "file").read_text() == "kept" and not list((tmp_path / "new").iterdir())
 
 
+def test_runs_of_a_folder_are_one_row_whatever_lies_between(capsys):
+    """Sorted, the first stage of seed 0 comes before seed 1. Mean and deviation are of all three seeds."""
+    runs = {f"runs/strpo/seed-{name}": {policy: dict.fromkeys(evaluate.METRICS, (value, None, None))
+                                        for policy in evaluate.POLICIES}
+            for name, value in (("0", 0.0), ("0/unsafe", 9.0), ("1", 1.0), ("2", 5.0))}
+    [(folder, found)] = evaluate.over_runs(runs).items()
+    assert folder == "runs/strpo" and found["runs"] == 3
+    assert found["sampled"]["cost"] == pytest.approx((2.0, np.std([0, 1, 5], ddof=1)))
+
+
+def test_a_figure_that_cannot_be_drawn_loses_no_evaluation(run, tmp_path, monkeypatch, capsys):
+    """An ending that matplotlib does not know is refused before the work; and the results come first."""
+    monkeypatch.chdir(tmp_path)
+    options = [str(run), "--action-noise", "0", "1", "--episodes", "1", "--workers", "1"]
+    assert "--figure writes a" in refused(evaluate.main, [*options, "--figure", "c.xyz"], capsys)
+    monkeypatch.setattr(evaluate, "robustness", lambda *_: sys.exit("no picture"))
+    with pytest.raises(SystemExit, match="no picture"):
+        evaluate.main([*options, "--figure", "c.png", "--output", "d.json"])
+    assert len(json.loads((tmp_path / "d.json").read_text())["by_action_noise"]) == 2
+
+
 def test_a_run_given_twice_is_refused(run, tmp_path, capsys):
     """By the same path, by its checkpoint, or by a link: it would be counted as two seeds."""
     (tmp_path / "link").symlink_to(run)

@@ -101,6 +101,44 @@ def test_no_data_are_there_twice():
                 assert any(f"`{name}`" in "".join(RUNS[row][5] for row in names) for name in names), names
 
 
+ADD = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from pages import add
+path, name, size = Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+for i in range(100):
+    add(path, i, name, str(i))
+"""
+
+
+def test_studies_add_to_a_file_at_the_same_time(tmp_path):
+    """Two processes, 100 values each: all are there. With no space left what was there stays, whole; and
+    nothing else is left in the folder."""
+    path = tmp_path / "results.json"
+
+    def adding(name, size):
+        command = [sys.executable, "-c", ADD, str(ROOT / "studies"), str(path), name, str(size)]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    assert all(process.wait() == 0 for process in [adding("a", 10**6), adding("b", 10**6)])
+    whole = {name: {str(i): i for i in range(100)} for name in "ab"}
+    assert json.loads(path.read_text()) == whole
+    _, errors = (process := adding("c", path.stat().st_size)).communicate()
+    assert process.returncode == 1 and "File too large" in errors
+    assert json.loads(path.read_text()) == whole and list(tmp_path.iterdir()) == [path]
+
+
+def test_evaluations_are_of_the_policies_that_are_there():
+    """A run that has gone on since has another policy."""
+    files, judged = list(RESULTS.glob("*/evaluation.json")), {}
+    for file in files:
+        judged |= json.loads(file.read_text())["by_action_noise"]["0.0"]["runs"]
+    ends = {run: int(epochs(ROOT / run)[-1]["Train/TotalSteps"]) for run in judged}
+    assert len(files) > 10 and {run: each["steps"] for run, each in judged.items()} == ends
+
+
 def test_paths_in_the_results_exist():
     """Where a file in results/ names a folder in results/, it is there."""
     texts = [path.read_text() for kind in ("*.md", "*.json", "*.txt") for path in RESULTS.rglob(kind)]
@@ -342,6 +380,20 @@ def test_candidates_are_the_default_where_they_should_be():
     assert [name for name in truer.CANDIDATES if truer.lost(found, name)] == ["large"]
     found = {name: found["default" if name == "default" else "large"] for name in truer.CANDIDATES}
     assert [name for name in truer.CANDIDATES if truer.lost(found, name)] == list(truer.CANDIDATES)
+
+
+def test_candidates_of_different_lengths_are_not_mixed(tmp_path, monkeypatch):
+    """A file with runs of another length is refused; of a longer run that is there its beginning counts."""
+    monkeypatch.chdir(tmp_path)
+    run = Path("runs/truer-default/SafetyCarCircle2-v0/sbtrpo/seed-0")
+    write_run(run, 5.0, 0)
+    text = (run / "progress.csv").read_text().replace("Train/TotalSteps,", "Train/TotalSteps,Misc/kept,")
+    (run / "progress.csv").write_text(text.replace("1000,", "1000,0.1,").replace("2000,", "2000,0.3,"))
+    found = truer.train("default", "SafetyCarCircle2-v0", 0, 1000, 1)
+    assert (found["epochs"], found["steps"], found["kept"]) == (1, 1000, 0.1)
+    Path("truer.json").write_text(json.dumps({"default": {"SafetyCarCircle2-v0": {"0": found}}}))
+    with pytest.raises(SystemExit, match="has runs of 1,000 steps"):
+        truer.main(["--output", "truer.json", "--total-steps", "2000"])
 
 
 def test_table_of_candidates_is_that_of_its_results():

@@ -602,7 +602,9 @@ def test_a_margin_that_noise_has_chosen_is_too_wide(tmp_path, capsys):
     to six standard errors: J_c is 25 - 10 sqrt(2 / pi) where steps are normal, as far above elsewhere, the
     next epoch's cost is 25 after both, the noise is 10. Runs without recovery are refused."""
     cost = np.random.default_rng(0).normal(25, 10, size=40_000)
-    columns = {"Train/TotalSteps": np.arange(1, 40_001), "Metrics/EpRet": 0 * cost, "Metrics/EpCost": cost,
+    epoch = np.arange(1, 40_001)
+    columns = {"Train/Epoch": epoch, "Train/TotalSteps": epoch,
+               "Metrics/EpRet": 0 * cost, "Metrics/EpCost": cost,
                "Misc/recovery": (cost >= 25).astype(int)}
     margins.main([str(write_run(tmp_path / "a", columns, made_up(0)[1]))])
     cells = capsys.readouterr().out.splitlines()[-1].split("|")[2:-1]
@@ -612,6 +614,9 @@ def test_a_margin_that_noise_has_chosen_is_too_wide(tmp_path, capsys):
     assert means == pytest.approx([25 - away, 25, 25 + away, 25], abs=6 * 10 / math.sqrt(15_000))
     with pytest.raises(SystemExit, match="not a run of ctrpo.py"):
         margins.main([str(write_run(tmp_path / "b", *made_up(0)))])
+    thinned = {name: values[1::2] for name, values in columns.items()}
+    with pytest.raises(SystemExit, match="not the rows of all its epochs"):
+        margins.main([str(write_run(tmp_path / "c", thinned, made_up(0)[1]))])
 
 
 def test_limits_that_differ_have_no_common_regret(tmp_path, capsys):
@@ -647,18 +652,34 @@ def test_scores_over_tasks_are_normalised_for_each(tmp_path, capsys):
     report.main([str(tmp_path / "out"), str(tmp_path / "runs"), "--reference", "y"])
     row = row_of("x", capsys.readouterr().out.split("Over 2 tasks")[1])
     assert row.startswith(f"| x | 4 | {(1 / 3 + 3 / 5) / 2:.2f} [")  # of 1/5, 3/5, 1/3, 2/3
+    for value in (0.0, -5.0):  # would divide by 0, or turn the order round
+        columns["Metrics/EpRet"], config["task"] = [0.0, value], "A-v0"
+        reference = write_run(tmp_path / f"reference {value}", columns, config)
+        options = [str(tmp_path / "runs/A-v0"), f"r={reference}", "--reference", "r"]
+        report.main([str(tmp_path / "out"), *options])
+        said = capsys.readouterr().err
+        assert f"return: left out of the profiles, that of r on A-v0 being {value:.3g}" in said
+
+
+def test_curves_begin_where_all_seeds_have_an_epoch():
+    """A seed whose only epoch ends after the others' last: before its first epoch a run counts as that."""
+    at = np.array([10_300, 10_500])
+    assert report.smooth(np.array([10_500]), np.array([7.0]), at, 1000).tolist() == [7, 7]
 
 
 @pytest.mark.parametrize("options, said", [
     ("out nowhere", "nowhere"), ("out label=nowhere", "nowhere"), ("out x=", "x="),
     ("out empty", "empty"), ("out", "FOLDER"),
     ("out run --steps 0", "--steps"), ("out run --reference z", "--reference"), ("run run", "is a run"),
-    ("out broken", "no run")])
+    ("out broken", "no run"), ("out latin", "no run"), ("out list", "no run"),
+    ("run/config.json run", "file"), ("out A=run B=run", "twice")])
 def test_a_mistake_with_a_report_is_one_sentence(options, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "run", *made_up(0))
     write_run(tmp_path / "broken", {"Train/TotalSteps": [1], "a": [2]}, None)
     (tmp_path / "empty").mkdir()
+    (write_run(tmp_path / "latin", *made_up(0)) / "progress.csv").write_bytes(b"\xff\n1\n")
+    (write_run(tmp_path / "list", {"Train/TotalSteps": [1], "a": [2]}, None) / "config.json").write_text("[]")
     with pytest.raises(SystemExit) as end:
         report.main(options.split())
     errors = capsys.readouterr().err + "\n" + str(end.value.code)

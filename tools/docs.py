@@ -10,7 +10,7 @@ in them, formulas and legends, stays as it is, in monospace. Pages load nothing 
 columns on a laptop and one on a phone.
 """
 
-import argparse, ast, re
+import argparse, ast, re, sys
 from pathlib import Path
 
 import pycco.main
@@ -88,7 +88,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "docs" / "rendered", metavar="FOLDER",
                         help="where the pages go (default docs/rendered)")
     folder = parser.parse_args(argv).folder
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"{folder} cannot be the folder of the pages: {error.strerror}.")
     for script in SCRIPTS:
         (folder / f"{Path(script).stem}.html").write_text(page(script))
         print(folder / f"{Path(script).stem}.html")

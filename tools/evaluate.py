@@ -111,10 +111,10 @@ def load(run: Path) -> tuple:
     """(algorithm, config, state, actor) of a run, given its folder."""
     from report import ALGORITHMS, algorithm_of
     try:
-        about = json.loads((run / "config.json").read_text())
+        about = dict(json.loads((run / "config.json").read_text()))
     except FileNotFoundError:
         sys.exit(f"{run} holds no run: there is no config.json in it.")
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         sys.exit(f"{run}/config.json cannot be read: {error}")
     if (name := algorithm_of(run, about)) not in ALGORITHMS:
         sys.exit(f"{run}: neither its config.json nor its path names one of {', '.join(ALGORITHMS)}.")
@@ -196,9 +196,11 @@ def evaluate(executor, loaded: tuple, options: argparse.Namespace, noise: float)
 
 def over_runs(results: dict) -> dict:
     """{folder: {policy: {metric: (mean, standard deviation)}}} of the means of runs in the same folder."""
-    spread = {}
-    for folder, runs in itertools.groupby(results, lambda run: str(Path(run).parent)):
-        if len(runs := list(runs)) > 1:
+    spread, by_folder = {}, {}
+    for run in results:
+        by_folder.setdefault(str(Path(run).parent), []).append(run)
+    for folder, runs in by_folder.items():
+        if len(runs) > 1:
             spread[folder] = {"runs": len(runs)}
             for policy in POLICIES:
                 means = {name: [results[run][policy][name][0] for run in runs] for name in METRICS}
@@ -340,6 +342,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
                         (options.seed < 0, "--seed must not be negative"),
                         (min(noises) < 0 or max(noises) > 1, "--action-noise must be between 0 and 1"),
                         (options.figure and len(noises) < 2, "--figure needs several --action-noise"),
+                        (options.figure and options.figure.suffix[1:] not in ("png", "pdf", "svg"),
+                         "--figure writes a .png, .pdf or .svg"),
                         (options.video and len(options.runs) > 1, "--video takes one RUN"),
                         (options.video and options.video.suffix != ".gif", "--video writes a .gif")):
         if wrong:
@@ -367,13 +371,13 @@ def main(argv: list[str] | None = None) -> None:
                   for p in options.action_noise}
     except errors as error:
         sys.exit(f"The evaluation ended early: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; nothing was written")
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
     judged = {p: {"runs": results, "over_runs": over_runs(results)} for p, results in judged.items()}
     for p, results in judged.items():
         print(*[f"action noise {p:g}"] * (len(judged) > 1), table(*results.values()), sep="\n")
-    if options.figure:
-        robustness(options.figure, judged)
     if options.output:
         versions = {name: importlib.metadata.version(name) for name in ("numpy", "gymnasium", "mujoco")}
         about = {"episodes": options.episodes, "seed": options.seed, "versions": versions,
@@ -381,6 +385,8 @@ def main(argv: list[str] | None = None) -> None:
                            "over_runs: mean, standard deviation (n - 1)",
                  "by_action_noise": judged}
         options.output.write_text(json.dumps(about, indent=1) + "\n")
+    if options.figure:
+        robustness(options.figure, judged)
 
 
 if __name__ == "__main__":

@@ -123,6 +123,8 @@ def find(texts: list[str]) -> list[Run]:
         if not found:
             sys.exit(f"{text} holds no progress.csv; give folders of runs, or LABEL=FOLDER.")
         for one in found:
+            if (other := runs.get(one.resolve())) and other.label != label:
+                sys.exit(f"{one} is given twice, under two labels.")
             if isinstance(run := read(one, label), str):
                 left_out.setdefault(run, []).append(one)
             else:
@@ -133,11 +135,14 @@ def find(texts: list[str]) -> list[Run]:
 
 def read(folder: Path, label: str) -> Run | str:
     """A run; or, if it has no epoch that can be read, why."""
-    with open(folder / "progress.csv", newline="") as lines:
-        rows = [row for row in csv.DictReader(lines) if None not in row.values()]  # the last may be torn
     try:
-        about = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+        with open(folder / "progress.csv", newline="") as lines:
+            rows = [row for row in csv.DictReader(lines) if None not in row.values()]  # the last may be torn
+    except (OSError, ValueError, csv.Error) as error:
+        return f"its progress.csv cannot be read: {error}"
+    try:
+        about = dict(json.loads((folder / "config.json").read_text()))
+    except (OSError, TypeError, ValueError):
         about = {}
     config = about.get("config", about)  # ours keeps versions beside it
     *_, experiment, task, around, _ = ("", "", "", *folder.resolve().parts)
@@ -302,7 +307,7 @@ def smooth(steps: np.ndarray, values: np.ndarray, at: np.ndarray, window: float)
     one of these is."""
     bad = np.isnan(values)
     sums, missing = (np.append(0, np.cumsum(each)) for each in (np.where(bad, 0, values), bad))
-    last = np.searchsorted(steps, at, side="right")
+    last = np.maximum(np.searchsorted(steps, at, side="right"), 1)  # before the first epoch: the first
     first = np.minimum(np.searchsorted(steps, at - window, side="right"), last - 1)
     return np.where(missing[last] > missing[first], np.nan, (sums[last] - sums[first]) / (last - first))
 
@@ -330,7 +335,8 @@ def curves(path: Path, task: str, groups: dict, style: dict, limit: float | None
     for axis in figure.axes[len(panels):]:
         axis.remove()
     for label, runs in groups.items():
-        at = np.linspace(max(run.steps[0] for run in runs), min(run.steps[-1] for run in runs), 200)
+        begin, end = max(run.steps[0] for run in runs), min(run.steps[-1] for run in runs)
+        at = np.linspace(min(begin, end), end, 200)
         for metric, axis in axes.items():
             if not have(runs, metric):
                 continue
@@ -438,6 +444,9 @@ def scores(tasks: dict, limits: dict, metric: str, reference: str | None) -> tup
                 return None
         elif reference:
             span = iqm(finals[reference])
+            if not span > 0:
+                note(f"{metric}: left out of the profiles, that of {reference} on {task} being {span:.3g}.")
+                return None
         elif len(tasks) > 1 and metric != "safety probability":
             every = np.concatenate(list(finals.values()))
             every = every[np.isfinite(every)]
@@ -536,6 +545,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
+    if options.out.is_file():
+        sys.exit(f"{options.out} cannot be the folder of the pictures: it is a file.")
     tasks, limits = grouped(find(options.runs)), {}
     for task, groups in tasks.items():
         limits[task], groups = with_regret(groups, options.cost_limit, task)

@@ -209,7 +209,7 @@ def rows(file: Path) -> list[dict]:
     try:
         with open(file, newline="") as lines:
             return list(csv.DictReader(lines))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
