@@ -428,7 +428,7 @@ draw_paths()
 # %% [markdown]
 # ## 10. Forty steps of sTRPO, and where all have arrived
 #
-# sTRPO keeps the same budget in another way. A controller, `pid_multiplier`, sets the weight of the
+# sTRPO holds the same budget on average. A controller, `pid_multiplier`, sets the weight of the
 # cost in a joint advantage: the more the budget is exceeded, the larger. It swings around the
 # budget. Besides, KL(unsafe || policy) has to reach a level, as with `--exclusion level`. It soon
 # does, and from then on the exclusion changes no step.

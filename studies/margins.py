@@ -12,12 +12,14 @@ results/margins.md, by `uv run studies/margins.py [LABEL=]FOLDER ...`, of runs o
 
 The margin of a step is b - J_c, and J_c a mean of a few episodes. A step is normal because J_c came out low:
 chosen by its own noise, it is too low on average, and the margin too wide. The table shows it by the cost of
-the next epoch, whose episodes nobody has chosen; part of the gap is what the step itself has cost, and with
---cost-window what J_c lags behind. A row is a run, from a quarter of its epochs on:
+the next epoch, whose episodes nobody has chosen. The rest of the gap is what the step itself has cost, and,
+with --cost-window, what J_c lags behind the cost of the batch. A row is a run, from a quarter of its epochs
+on:
 
     noise        standard deviation of the differences of the cost of neighbouring epochs, over sqrt(2)
-    normal       share of epochs with a normal step; mean J_c of these, and mean cost of the epochs after them
-    recovery     mean J_c of the epochs with a recovery step, and mean cost of the epochs after them
+    normal       share of epochs with a normal step; mean J_c and mean cost of these, and mean cost of the
+                 epochs after them
+    recovery     the same of the epochs with a recovery step
 """
 
 import argparse, csv, sys
@@ -42,7 +44,8 @@ def cells_of(folder: Path) -> list[str]:
     cells = [f"{np.diff(cost).std() / 2**0.5:.1f}", f"{1 - recovery.mean():.0%}"]
     for flag in (0, 1):
         now = recovery[:-1] == flag
-        cells += [f"{values[now].mean():.1f}" if now.any() else "–" for values in (J_c[:-1], cost[1:])]
+        cells += [f"{values[now].mean():.1f}" if now.any() else "–"
+                  for values in (J_c[:-1], cost[:-1], cost[1:])]
     return cells
 
 
@@ -50,7 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0])
     parser.add_argument("folders", metavar="[LABEL=]FOLDER", nargs="+", help="runs, at any depth")
     texts = parser.parse_args(argv).folders
-    head = ["run", "noise", "normal", "J_c", "next epoch", "recovery: J_c", "next epoch"]
+    costs = "this epoch", "next epoch"
+    head = ["run", "noise", "normal", "J_c", *costs, "recovery: J_c", *costs]
     lines = [head, ["---"] * len(head)]
     lines += [[f"{run.label or run.task}, seed {run.seed}", *cells_of(run.folder)] for run in find(texts)]
     print("\n".join(f"| {' | '.join(line)} |" for line in lines))

@@ -222,13 +222,13 @@ SPREAD = re.compile(rf"({NUMBER}) ± ({NUMBER})")
 AT = re.compile(rf"({NUMBER})(?: ± {NUMBER})?(?: \[[^]]*\])? at (?:a )?(?:safety |costs? )?(?:of )?({NUMBER})"
                 r"\b(?![°M]| steps)")
 ELSEWHERE = {("0.26", "0.08"): "seconds of an update, by SB-TRPO's paper",
-             ("2,663", "2,400"): "with a standard error, in results/noise.json",
              ("10.6", "0.95"): "of sbtrpo-SafetyCarCircle2-v0-safe-continued, from 3M steps on"}
 
 
 def records() -> list[str]:
     """What belongs together, as text: a row of a table in the pages or in results/; either side of a section
-    of results/differences.md; means and deviations of a folder's policies on fresh episodes."""
+    of results/differences.md; means and deviations of a folder's policies on fresh episodes; noise scales
+    with their standard errors."""
     results = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "results").glob("*.md")}
     found = [line for page in [*PAGES.values(), *results.values()] for line in page.splitlines()
              if line.startswith("|")]
@@ -239,7 +239,9 @@ def records() -> list[str]:
         for policies in json.loads(path.read_text())["by_action_noise"]["0.0"]["over_runs"].values():
             found += ["; ".join(f"{mean:.9f} ± {deviation:.9f}" for mean, deviation in metrics.values())
                       for kind, metrics in policies.items() if kind != "runs"]
-    return found
+    noise = (ROOT / "results" / "noise.json").read_text()
+    pattern = r'"noise_scale": ([\d.]+),[^{}]*?"standard_error": ([\d.]+)'
+    return found + [" ± ".join(pair) for pair in re.findall(pattern, noise)]
 
 
 def rounded_to(shown: str, found: str) -> bool:

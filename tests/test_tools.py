@@ -611,7 +611,8 @@ def test_a_margin_that_noise_has_chosen_is_too_wide(tmp_path, capsys):
     noise, share, *means = (float(cell.strip(" %")) for cell in cells)
     away = 10 * math.sqrt(2 / math.pi)
     assert noise == pytest.approx(10, abs=0.3) and share == pytest.approx(50, abs=2.3)
-    assert means == pytest.approx([25 - away, 25, 25 + away, 25], abs=6 * 10 / math.sqrt(15_000))
+    expected = [25 - away, 25 - away, 25, 25 + away, 25 + away, 25]
+    assert means == pytest.approx(expected, abs=6 * 10 / math.sqrt(15_000))
     with pytest.raises(SystemExit, match="not a run of ctrpo.py"):
         margins.main([str(write_run(tmp_path / "b", *made_up(0)))])
     thinned = {name: values[1::2] for name, values in columns.items()}
