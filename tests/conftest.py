@@ -74,33 +74,24 @@ A1 kappa corrected | SB-TRPO, Eq. 4 with kappa | holds as corrected
 A1 optimal | beyond SB-TRPO, --update optimal | holds
     k step_r + (beta + k rho) step_c, k^2 = (1 - beta^2) / (1 - rho^2), is the best of all steps that keep it
     random metrics, beta .05 to .99; certified by the dual
-A1 CPO printed | SB-TRPO, beta = 1 | fails as printed
-    with beta = 1 the step is CPO's
-    random metrics, excess J_c - b from -.5 to 1 of the best decrease; a run on the grid, b = 0
-A1 CPO corrected | SB-TRPO, beta = 1 | holds as corrected
+A1 CPO printed | SB-TRPO, beta = 1, Eq. 4 | fails as printed
+    with beta = 1 the step is CPO's (that of the idealised update, by brute force, is)
+    random metrics, excess J_c - b from 0 to 1 of the best decrease; a run on the grid, b = 0
+A1 CPO corrected | SB-TRPO, beta = 1, Eq. 4 | holds as corrected
     it is where the excess is out of reach; else they are sqrt(2 - 2 max(f, -rho)) radii apart
     the same; f is the excess over the best decrease, and out of reach from 1 on
-CG printed | TRPO and SB-TRPO, conjugate gradients | fails as printed
-    after any number of iterations the steps are the best of their KL, so that |rho| <= 1
-    networks of 26 to 68 parameters, 200 samples, 5 iterations; three dimensions, 1 iteration
-CG corrected | TRPO and SB-TRPO, conjugate gradients | holds as corrected
-    n iterations find the best step, of KL delta, of the Krylov space g, F g, ..., F^(n-1) g
-    the same networks, F with damping; if |rho| <= 1, the convex step keeps beta of that
-A5 printed | SB-TRPO, Eq. 1, from a batch | fails as printed
-    the step of a batch lowers J_c by beta of the best decrease, to first order, in the mean over batches
-    the grid, uniform policy, defaults, batches of 16, 64 and 256 episodes against the exact gradient
-A5 corrected | SB-TRPO, Eq. 1, from a batch | holds as corrected
-    it keeps 1 / (1 + n* / n) of what the batch promises: n episodes, noise scale n*; within .1
-    the same; n* of 6,144 episodes; it can be far off where cost is rare
+CG | TRPO and SB-TRPO, conjugate gradients | holds
+    n iterations find the best step, of KL delta, of the Krylov space g, F g, ..., F^(n-1) g alone
+    networks of 26 to 68 parameters, 200 samples, F with damping; three dimensions, 1 iteration, where rho > 1
+A5 | SB-TRPO, Eq. 1, from a batch | holds
+    not beta of the best decrease is kept, in the mean, but 1 / (1 + n* / n) of the promise, within .1
+    the grid, uniform policy, batches of 16, 64, 256 episodes; n* of 6,144; far off where cost is rare
 B1 | SB-TRPO, Lemma 4.1 (wording of a summary) | holds
     the idealised update raises J_r where aligned, ends at the least J_c; --update optimal nears it
     brute force, two states, mean KL; that J_c never rises is its constraint, holds by construction
-B1 rest printed | SB-TRPO, Lemma 4.1(3), shipped step | fails as printed
-    where it comes to rest, no policy of the ball costs less, nor earns more at equal cost
-    whole runs in double precision, two states and sparse Garnets, beta .25 and .75, both updates
-B1 rest corrected | SB-TRPO, Lemma 4.1(3), shipped step | holds as corrected
-    so it is, of all policies even, where no action has A_c < 0; elsewhere such an action has died out
-    the same; the best of all policies by linear program
+B1 rest | SB-TRPO, Lemma 4.1(3), in double precision | holds
+    it rests at the best of all policies, or where an action with A_c < 0 has died out of its gradients
+    whole runs of the step, two states and sparse Garnets, beta .25, .75, both updates; linear programs
 B2 | SB-TRPO, Theorem 4.2(1) | holds
     if g_c != 0, a small enough step lowers J_c
     random policies of Garnets, both updates, beta .75; full steps at delta = .01, too
@@ -132,7 +123,7 @@ B8 surrogate | C-TRPO, safety as it is run | holds
     with the surrogate divergence a step ends at J_c <= b + O(delta), and not always at J_c <= b
     steps from margins of .001 to .1 delta; both barriers, delta .001, .01, .1
 C9 printed | C-TRPO (summary), mechanism 1 | fails as printed
-    the divergence tends to infinity at the threshold
+    the divergence, in the release's order D_phi(new, old), tends to infinity at the threshold
     x log x, the barrier of the paper's runs, at (1 - 1e-13) of margins from 1e-300 to 1e150
 C9 corrected | C-TRPO (summary), mechanism 1 | holds as corrected
     for -log x it does; for x log x it tends to the margin and is infinite only from there on
@@ -147,7 +138,7 @@ A4 recovery | C-TRPO with several budgets, recovery | holds
     while one cost recovers, the barriers of the others, and the exact divergence, keep these below
     a corridor between two costs, from either side, 200 steps, both barriers
 A4 two | C-TRPO with several budgets, recovery | holds
-    of two costs in recovery each falls by sqrt((1 + rho) / 2) of its best, to first order
+    of two costs in recovery, unless opposed, each falls by sqrt((1 + rho) / 2) of its best, to first order
     no third budget; random metrics and gradients, costs in units of their own
 A4 three | C-TRPO with several budgets, recovery | holds
     of three costs in recovery one may rise, to first order; of two, beside a third's barrier, too
@@ -189,15 +180,15 @@ B13 | C-NPG, rates of the margin | holds
     m ~ exp(-nu t / beta) for x log x, m ~ beta / (nu t) for -log x; nu is the price of the budget
     two states, beta .1, 1, five safe starts, between t = 40 and 60
 C10 printed | C-TRPO's release, c-npg.jl | fails as printed
-    its vector, sum c grad log eta, is grad J_c, and its steps of constant length stay safe
-    random policies of two states; Euler steps from ten safe starts
+    its vector, sum c grad log eta, is grad J_c
+    random policies of two states
 C10 corrected | C-TRPO's release, c-npg.jl | holds as corrected
     grad J_c = sum c grad eta; what stays safe is the flow (B9)
     random policies of two states, autograd
 B15 | sTRPO, Theorem 1(i) | holds
     the step of Eq. 9 has s.H s / 2 = delta
     random metrics, lambda_2 .001 to 100
-C2 printed | sTRPO, Theorem 1(ii) | fails as printed
+C2 printed | sTRPO, Theorem 1(ii), fixed lambda_2 | fails as printed
     the step of Eq. 9 has phi.s > delta, or gets it by backtracking
     the plane; random CMDPs where Eq. 8 is feasible, lambda_2 .01 and 1
 C2 corrected | sTRPO, Theorem 1(ii) | holds as corrected
@@ -219,7 +210,7 @@ C3 A.3 printed | sTRPO, (A.3) | fails as printed
     where E_d KL(old, new) <= delta, E_d sqrt(KL(new, old)) <= sqrt(E_d KL(new, old)) <= sqrt(2 delta)
     a bandit; exact steps from random policies, theta ~ N(0, 25), on random CMDPs
 C3 A.3 corrected | sTRPO, (A.3) | holds as corrected
-    E_d sqrt(KL(old, new)) <= sqrt(delta), of which the constant of (A.4) is made
+    E_d sqrt(KL(old, new)) <= sqrt(delta), by Jensen; of it the constant of (A.4) is made
     the same steps
 C4 printed | sTRPO, Theorem 3 | fails as printed
     J_c rises by 2 sqrt(2 delta) gamma eps / (1 - gamma)^2 at most; eps of A_new, which is 0, or of A_old
@@ -237,8 +228,8 @@ C6 printed | sTRPO, Eq. 8 for Eq. 5 | fails as printed
     phi.s >= delta_2 leads away from the unsafe policy, and leaves the best safe policy where it is
     exact steps on random CMDPs; the optimum of two states
 C6 corrected | sTRPO, Eq. 8 for Eq. 5 | holds as corrected
-    it does with phi over the unsafe policy's states, and with a level that it meets instead of an increment
-    exact steps on random CMDPs; the optimum of two states
+    it leads away with phi over the unsafe policy's states; where g = 0, a level that is met leaves it
+    exact steps on random CMDPs; the optimum of two states, where the second is so by construction
 C7 printed | sTRPO, Eq. 4 | fails as printed
     xi = c + gamma V_CVaR(s') - V_CVaR(s) has mean 0 and prefers the action of larger CVaR
     two actions, alpha = .1, gamma = .9, exact CVaR
@@ -249,7 +240,7 @@ C8 printed | sTRPO, Eq. 10 | fails as printed
     where Eq. 8 is infeasible, the reverse step keeps away from the unsafe policy
     policies near the unsafe one, random CMDPs, lambda_2 .01 and 10; delta_2 of delta_1 and ten times it
 C8 corrected | sTRPO, Eq. 10 | holds as corrected
-    there every step of exact KL delta_1 leads away, the forward one, too; reversal costs reward
+    if E chi^2 <= delta_1 / 18 each step of KL delta_1 leads away, the forward one, too; reversal costs reward
     delta_2 = delta_1; policies near the unsafe one, random CMDPs, lambda_2 .01 and 10
 fast | fast_safety_gymnasium.py | holds
     no bit of any number differs from Safety Gymnasium as it is installed

@@ -135,6 +135,9 @@ def test_two_violated_costs_both_fall_and_of_three_one_may_rise():
     check("recovery of two costs: |share of the best - sqrt((1 + rho) / 2)|", formula, 1e-9,
           supports="A4 two")
     check("  control: the plain sum of two gradients: the one that rises most", naive, at_least=0.0)
+    G = np.array([[1.0, 0], [-2, 0]])  # opposed: what one gains the other loses
+    step, _ = several_barriers_step(0 * G[0], 0 * G[0], G, G, 0.01, 0.1, none, "log", np.ones(2, bool))
+    check("  control: recovery of two opposed costs: |s|", np.abs(step).max(), at_most=0.0)
     angles = np.radians([20, -20, 180])
     G = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     _, info = several_barriers_step(0 * G[0], 0 * G[0], G, G, 0.01, 0.1, np.ones(3), "log", np.ones(3, bool))

@@ -195,7 +195,9 @@ def test_realised_exclusion_rises_with_the_linear_one(n):
 
 def test_increment_has_no_fixed_point_where_level_has():
     """C6 a: at the randomised optimum of the two-state world g of the Lagrangian is 0, but Eq. 8 still moves
-    by phi.s = delta_2, in every iteration. A level that is kept lets it stay. Control: one that is not."""
+    by phi.s = delta_2, in every iteration. A level that is kept lets it stay, by construction: no step is
+    asked for. In exact arithmetic, that is, for the length of a step does not know the size of g. Control: a
+    level that is not kept."""
     world = two_state()
     best = world.optimum()
     theta, unsafe = np.log(np.maximum(best.policy, 1e-9)), np.zeros((2, 2))
@@ -215,13 +217,15 @@ def test_increment_has_no_fixed_point_where_level_has():
 
 
 def test_reverse_step_only_costs_reward():
-    """C8: with delta_1 = delta_2 = .01, Eq. 8 is infeasible only near the unsafe policy, where by Pythagoras
-    every step of exact KL delta_1 raises the exclusion, forward and in reverse. Reversal costs reward; for
-    lambda_2 = 10 it often ends closer to the unsafe policy than the forward step, and where delta_2 is
-    .1 and the policies differ more, closer than it began. Control: 1% of a reverse step can lower the
-    exclusion."""
+    """C8: with delta_1 = delta_2 = .01, Eq. 8 is infeasible where U = E chi^2 < .005. By Pythagoras a step of
+    KL delta_1 raises the exclusion by phi.s + delta_1, |phi.s| <= sqrt(U) |s|, |s| <= t sqrt(2 delta_1) if it
+    is t times one of radius delta_1: forward and in reverse, if U <= delta_1 / 2 t^2; here t <= 3. Reversal
+    costs reward; for lambda_2 = 10 it often ends closer to the unsafe policy than the forward step, and where
+    delta_2 is .1 and the policies differ more, closer than it began. Controls: 1% of a reverse step can lower
+    the exclusion; so can a step of KL delta_1 of a bandit near the limit, pi = (.99, .01), unsafe (.997,
+    .003), U = .00495: forward for r = (1, 0), in reverse for (0, 1)."""
     rng, delta, least, loss, control = np.random.default_rng(34), 0.01, np.inf, np.inf, np.inf
-    closer, tried, returned = {0.01: 0, 10.0: 0}, 0, 0
+    closer, tried, returned, largest = {0.01: 0, 10.0: 0}, 0, 0, 0.0
 
     def end(world, theta, direction):
         t = brentq(lambda t: world.kl(theta, theta + t * direction) - delta, 0.1, 3)
@@ -230,8 +234,9 @@ def test_reverse_step_only_costs_reward():
     for _ in range(200):
         world = random_world(rng)
         unsafe = rng.normal(size=world.r.shape)
-        theta = unsafe + 0.02 * rng.normal(size=unsafe.shape)
+        theta = unsafe + 0.01 * rng.normal(size=unsafe.shape)
         vectors, d = exclusion_vectors(world, theta, unsafe), world.state_occupancy(theta)
+        largest = max(largest, vectors[2] @ vectors[3])
         before = distance(d, unsafe, theta)
         for lambda_2 in closer:
             step, info = strpo.fixed_step(*vectors, delta, delta, lambda_2)
@@ -248,8 +253,18 @@ def test_reverse_step_only_costs_reward():
         step, info = strpo.fixed_step(*vectors, delta, 10 * delta, 10.0)
         back = end(world, theta, -step.reshape(theta.shape))
         returned += not info["feasible"] and distance(d, unsafe, back) < distance(d, unsafe, theta)
+    check("infeasible: E chi^2 [delta_1 / 18]", 18 * largest / delta, at_most=1.0)
     check("infeasible: rise of the exclusion, forward and in reverse [delta_1]", least / delta, at_least=0.1,
           supports="C8 corrected", cases=2 * tried)
+    theta, unsafe = np.log([[0.99, 0.01]]), np.log([[0.997, 0.003]])
+    for r, sign, name in (((1, 0), 1, "  control: forward"), ((0, 1), -1, "erratum C8: reverse")):
+        world = bandit(r)
+        step, info = strpo.fixed_step(*exclusion_vectors(world, theta, unsafe), delta, delta, 1.0)
+        new, d = end(world, theta, sign * step.reshape(1, 2)), np.ones(1)
+        rise = distance(d, unsafe, new) - distance(d, unsafe, theta)
+        assert not info["feasible"]
+        check(f"{name}, bandit near the limit: rise of the exclusion [delta_1]", rise / delta, at_most=-0.2,
+              refutes="C8 printed" * (sign < 0), cases=sign < 0)
     check("erratum C8: reward that the reverse step loses (least)", loss, at_least=0,
           supports="C8 corrected")
     check("erratum C8: reverse steps ending closer than forward ones, lambda_2 = 10", closer[10.0],
