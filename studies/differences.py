@@ -34,7 +34,7 @@ import numpy as np
 from report import cut, final, find, number, spread
 from scipy import stats
 import table
-from table import ANT, CIRCLE, CIRCLE2, HOPPER, PAPER, POINT, POINT2, SWIMMER
+from table import ANT, CIRCLE, CIRCLE2, HOPPER, PAPER, POINT, POINT2, PUSH2, SWIMMER
 
 METRICS = "return", "cost", "safety probability", "safe reward"
 HEAD = ["metric", "first", "second", "difference", "p", "Holm", "verdict"]
@@ -164,7 +164,8 @@ def judged(folder: str) -> dict:
 def fresh_episodes() -> str:
     """The trained policies on 100 episodes a seed, beside the paper's and beside their mean actions."""
     text = ""
-    for task, setting in itertools.product((CIRCLE2, SWIMMER), ("safe", "paper", "paper-20M")):
+    both = itertools.product((CIRCLE2, SWIMMER), ("safe", "paper", "paper-20M"))
+    for task, setting in (*both, (PUSH2, "paper"), (PUSH2, "paper-20M")):
         folder = f"sbtrpo-{task}-{setting}"
         found, steps = judged(folder), table.cells(RESULTS / folder, "sbtrpo", task)[4]
         ours = f"SB-TRPO, `--preset {setting.partition('-')[0]}`, {steps} steps"
