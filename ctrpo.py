@@ -99,6 +99,8 @@ def barrier_step(reward_gradient, reward_direction, cost_gradient, cost_directio
     step of KL delta. Returns the step and what it promises, to first order."""
     if barrier not in ("log", "xlogx"):
         raise Failure(f"there is no barrier {barrier!r}: it is log or xlogx.")
+    if not (recovery or margin > 0):
+        raise Failure(f"the margin b - J_c is {margin}: beyond the budget there is only recovery.")
     # per_best @ step: the change of an objective, in units of the best step's
     step_r, per_best_r = steepest_step(reward_gradient, reward_direction, delta)
     step_c, per_best_c = steepest_step(cost_gradient, -cost_direction, delta)
@@ -572,9 +574,11 @@ def safety_gymnasium():
     return package
 
 class CostInInfo(gymnasium.Wrapper):
-    """Below all other wrappers, which know five values: the cost, sixth of them, goes into info."""
+    """Below all other wrappers, which know five values: the cost, third of six, goes into info."""
     def step(self, action):
         observation, reward, *cost, terminated, truncated, info = self.env.step(action)
+        if cost and not isinstance(info, dict):
+            raise TypeError("step returns six values: the cost has to be the third, info the last")
         if cost:
             info = info | {"cost": cost[0]}
         return observation, reward, terminated, truncated, info

@@ -101,6 +101,8 @@ def safety_biased_step(reward_gradient, reward_direction, cost_gradient, cost_di
     With a budget, excess = J_c - b per step, as g_c is, required is at most excess plus 2% of the
     best: without this room, curvature would stop the line search at J_c = b. Where g_c is 0, the
     step is step_r; where g_r is 0 and cost has to fall, step_c. Returns it and what it promises."""
+    if update not in ("convex", "optimal") or not 0 < beta <= 1:
+        raise Failure(f"{update=} is not convex or optimal, or {beta=} not in (0, 1].")
     # per_best @ step: the change of an objective, in units of the best step's
     step_r, per_best_r = steepest_step(reward_gradient, reward_direction, delta)
     step_c, per_best_c = steepest_step(cost_gradient, -cost_direction, delta)
@@ -542,9 +544,11 @@ def safety_gymnasium():
     return package
 
 class CostInInfo(gymnasium.Wrapper):
-    """Below all other wrappers, which know five values: the cost, sixth of them, goes into info."""
+    """Below all other wrappers, which know five values: the cost, third of six, goes into info."""
     def step(self, action):
         observation, reward, *cost, terminated, truncated, info = self.env.step(action)
+        if cost and not isinstance(info, dict):
+            raise TypeError("step returns six values: the cost has to be the third, info the last")
         if cost:
             info = info | {"cost": cost[0]}
         return observation, reward, terminated, truncated, info

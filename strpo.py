@@ -574,9 +574,11 @@ def safety_gymnasium():
     return package
 
 class CostInInfo(gymnasium.Wrapper):
-    """Below all other wrappers, which know five values: the cost, sixth of them, goes into info."""
+    """Below all other wrappers, which know five values: the cost, third of six, goes into info."""
     def step(self, action):
         observation, reward, *cost, terminated, truncated, info = self.env.step(action)
+        if cost and not isinstance(info, dict):
+            raise TypeError("step returns six values: the cost has to be the third, info the last")
         if cost:
             info = info | {"cost": cost[0]}
         return observation, reward, terminated, truncated, info

@@ -35,6 +35,14 @@ class Six(Walk):
         return observation, reward, info["cost"], terminated, False, {}
 
 
+class Last(Walk):
+    """The cost as the last of six values."""
+
+    def step(self, action):
+        *values, info = super().step(action)
+        return *values, info, info["cost"]
+
+
 class Negative(Walk):
     def cost(self):
         return -1.0 if self.t == 7 else 1.0

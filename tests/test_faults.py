@@ -155,6 +155,10 @@ def test_the_sixth_value_works_below_every_wrapper():
     assert not episode("Limited").terminated
 
 
+def test_a_cost_in_the_wrong_place_is_one_sentence():
+    assert "the cost has to be the third, info the last" in sentence(episode, "Last")
+
+
 def test_observations_are_those_declared():
     """Neither broadcast nor mistaken for infinite where only their sum is; what differs in
     the tenth digit is seen."""

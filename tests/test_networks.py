@@ -289,6 +289,18 @@ def test_what_is_not_finite_is_refused():
                     update(*vectors, 0.01, 0.75)
 
 
+def test_steps_refuse_what_they_do_not_know():
+    """A margin that is used up, but for recovery; an update of another name; a beta beyond its range."""
+    g, x = np.array([1.0, 0.5]), np.array([0.5, 1.0])
+    for margin in (0.0, -1.0, math.nan):
+        with pytest.raises(ctrpo.Failure, match="only recovery"):
+            barrier_step(g, g, x, x, 0.01, 0.1, margin)
+        assert barrier_step(g, g, x, x, 0.01, 0.1, margin, recovery=True)[1]["cost_change"] < 0
+    for wrong in ({"beta": 1.5}, {"beta": 0.0}, {"beta": 0.75, "update": "convx"}):
+        with pytest.raises(sbtrpo.Failure, match="is not convex or optimal"):
+            safety_biased_step(g, g, x, x, 0.01, **wrong)
+
+
 # ------------------------------------------------------------------------------------- advantages and critics
 
 
