@@ -75,7 +75,7 @@ A1 optimal | beyond SB-TRPO, --update optimal | holds
     k step_r + (beta + k rho) step_c, k^2 = (1 - beta^2) / (1 - rho^2), is the best of all steps that keep it
     random metrics, beta .05 to .99; certified by the dual
 A1 CPO printed | SB-TRPO, beta = 1, Eq. 4 | fails as printed
-    with beta = 1 the step is CPO's (that of the idealised update, by brute force, is)
+    with beta = 1 the step is CPO's
     random metrics, excess J_c - b from 0 to 1 of the best decrease; a run on the grid, b = 0
 A1 CPO corrected | SB-TRPO, beta = 1, Eq. 4 | holds as corrected
     it is where the excess is out of reach; else they are sqrt(2 - 2 max(f, -rho)) radii apart
