@@ -205,12 +205,16 @@ class Diverged(Failure):
     """The policy itself is not finite: to resume would not help."""
 
 WEIGHTS, CRITICS, EPISODE = 2, 3, 4  # purposes of random streams; evaluation has 1
+WARM_UP = 2**41  # where the indices of its episodes begin
 
 THREADS = concurrent.futures.ThreadPoolExecutor(2)  # no bit depends on how many
 
 def stream(seed, purpose, index=0):
     """A generator for each purpose and index: numpy keeps a spawn key apart from the seed."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, index)))
+
+def episode_name(index):
+    return f"episode {index}" if index < WARM_UP else f"episode {index - WARM_UP} of the warm-up"
 
 # --------------------------------------------------------------------- 4. trust region
 def steepest_step(gradient, direction, delta):
@@ -694,11 +698,11 @@ def run_episode(task, seed, index, actor, costs=()):
             steps.append((action, reward, cost))
             observations.append(observation)
             if len(steps) % 100_000 == 0:
-                print(f"episode {index} has {len(steps):,} steps and goes on", file=sys.stderr)
+                print(f"{episode_name(index)} has {len(steps):,} steps and goes on", file=sys.stderr)
         return Episode(np.array(observations), *map(np.array, zip(*steps)), bool(terminated))
     except (Exception, SystemExit) as error:
         kind = Diverged if isinstance(error, Diverged) else Failure
-        where = f"{task}, seed {seed}, episode {index}, step {len(steps)}"
+        where = f"{task}, seed {seed}, {episode_name(index)}, step {len(steps)}"
         raise kind(f"{where}: {type(error).__name__}: {error}") from error
 
 # ------------------------------------------------------------------------- 8. workers
@@ -753,7 +757,7 @@ def collect(executor, config, actor, first, size, attempt=1):
                 indices = range(planned, min(wanted, planned + math.ceil(500 / length)))
                 jobs.append(executor.submit(list, map(run, indices)))
                 planned = indices.stop
-            episodes += result_of(jobs.pop(0), f"episode {first + len(episodes)}")
+            episodes += result_of(jobs.pop(0), episode_name(first + len(episodes)))
             steps = sum(len(episode.costs) for episode in episodes)
             length = steps / len(episodes)
     except BaseException as error:
@@ -763,7 +767,8 @@ def collect(executor, config, actor, first, size, attempt=1):
         if type(error).__name__ not in ("TerminatedWorkerError", "KilledWorker"):  # loky's, Dask's
             raise
         if attempt == 4 or config.scheduler:  # Dask has tried as often by itself
-            text = f"workers died four times, at episode {first + len(episodes)} or soon after"
+            next_one = episode_name(first + len(episodes))
+            text = f"workers died four times, at {next_one} or soon after"
             raise Failure(f"{text}: {' '.join(re.findall('{.*}', str(error)))}") from None
         return collect(make_executor(config), config, actor, first, size, attempt + 1)
     for job in jobs:
@@ -809,7 +814,7 @@ def initial_state(config):
         try:
             env.reset(seed=config.seed)
             step_cost(env.step(env.action_space.sample())[-1], config.costs)
-        except Exception as error:  # of the environment, too
+        except (Exception, SystemExit) as error:  # of the environment, too
             raise Failure(f"{config.task}: {type(error).__name__}: {error}") from None
     env.close()
     if env.spec.max_episode_steps is None:
@@ -847,22 +852,24 @@ def with_moments(state, raw):
 
 def warm_up(executor, config, state):
     """The first mean and std: of a batch in which nothing is learned, whose steps do not count."""
-    executor, episodes = collect(executor, config, make_actor(state), 2**41, config.batch_steps)
+    executor, episodes = collect(executor, config, make_actor(state), WARM_UP, config.batch_steps)
     return executor, with_moments(state, np.concatenate([each.observations for each in episodes]))
 
 def advance(state, batch, theta, critics, regret):
     """The state after an epoch. First layers absorb the new scaling of the observations: policy and
-    critics stay the functions that they were, but where observations are clipped."""
+    critics stay the functions that they were, but where observations are clipped. The weights of an
+    input that was constant until now stay: at its floor, std says nothing of its scale."""
     before, state = make_actor(state), with_moments(state, batch.raw) | critics
     state |= {"theta": theta, "regret": regret, "epoch": state["epoch"] + 1,
               "steps": state["steps"] + len(batch.cost),
               "next_episode": state["next_episode"] + len(batch.lengths)}
     after = make_actor(state)
+    std = np.where(before.std > 1e-3, before.std, after.std)
     for name in [name for name in state if name == "theta" or name.endswith("_critic")]:
         state[name] = state[name].copy()
         W, b = unflatten(state[name], after.policy.sizes[:2])[0][0]  # views
-        b += (after.mean - before.mean) / before.std @ W
-        W *= (after.std / before.std)[:, None]
+        b += (after.mean - before.mean) / std @ W
+        W *= (after.std / std)[:, None]
     return state
 
 def write(path, data, previous=None):
@@ -1061,18 +1068,20 @@ class Config(Checked):
 # --- shared: command line ---
 def make_parser():
     usage = "%(prog)s [--resume RUN | --option value ...]"
-    parser = argparse.ArgumentParser(usage=usage, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        usage=usage, allow_abbrev=False, epilog=f"PRESETS = {PRESETS}")
     text = "go on with this folder's run; of the options only --total-steps, --workers, --scheduler"
     parser.add_argument("--resume", type=run_folder, metavar="RUN", help=text)
     for field in dataclasses.fields(Config):
         if field.name in GROUPS:
             group = parser.add_argument_group(GROUPS[field.name])
-        kind = {"type": field.type}
+        kind, text = {"type": field.type}, "{text} {rule}".format_map(field.metadata)
         if field.type is tuple:
             kind = {"type": type(field.default[0]) if field.default else str, "nargs": "+"}
         if field.name == "cost_limit":
             kind["nargs"] = "+"
-        text = "{text} {rule} (default %s)".format_map(field.metadata) % (field.default,)
+        if field.default not in ((), ""):
+            text += f" (default {field.default})"
         name = "--" + field.name.replace("_", "-")
         group.add_argument(name, default=argparse.SUPPRESS, metavar="x", help=text, **kind)
     return parser

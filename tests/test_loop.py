@@ -442,6 +442,33 @@ def test_a_new_scale_moves_neither_policy_nor_critics(script, runs):
     check("  control: the same parameters", max(moved), at_least=0.02)
 
 
+@each_script
+def test_weights_of_an_input_that_was_constant_do_not_grow(script):
+    """A lidar that saw no hazard, a flag that was never set: when it varies first, its weights stay, and
+    so does the policy where it was constant. Control: the weights of an input that varied before, by a
+    tenth of the new std, grow tenfold, for the policy stays everywhere."""
+    state = script.initial_state(script.Config(task="Course-v0", hidden=(8,)))
+    rng, rows = np.random.default_rng(0), 4000
+    early = rng.normal(size=(rows, 4)) * [1, 1, 0.1, 0] + 3
+    late = rng.normal(size=(100 * rows, 4)) + 3
+    late[: len(late) // 2, 3] = 3  # constant for half of the time
+    state = script.with_moments(state, early)
+    batch = SimpleNamespace(raw=late, cost=np.zeros(1), lengths=np.ones(1, int))
+    after = script.advance(state, batch, state["theta"], {}, 0.0)
+    growth = after["theta"][:32].reshape(4, 8) / state["theta"][:32].reshape(4, 8)
+    check("weights of an input that was constant: change", np.abs(growth[3] - 1).max(), at_most=1e-12)
+    check("  control: of one that varied by a tenth, factor", growth[2].min(), at_least=9)
+
+    old, new = (script.make_actor(each) for each in (state, after))
+    sizes = old.policy.sizes
+    inside = early[(np.abs([old.normalise(early), new.normalise(early)]) < 10).all(axis=(0, 2))]
+    assert len(inside) > 0.9 * rows
+    said, says = (
+        network_values(each.theta[: -sizes[-1]], sizes, each.normalise(inside)) for each in (old, new)
+    )
+    check("  policy where it was constant: change", np.abs(says - said).max(), at_most=1e-9)
+
+
 def test_normalised_observations_are_clipped_at_ten():
     """Also those beyond, in what an actor sees; between, nothing is changed."""
     state = sbtrpo.initial_state(sbtrpo.Config(task="Course-v0", hidden=(8,)))
