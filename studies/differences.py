@@ -226,6 +226,25 @@ def precisions() -> str:
     return section(f"Networks in float32 against float64: SB-TRPO on {CIRCLE2}, 0.2M to 0.4M steps", lines)
 
 
+def measured_otherwise() -> str:
+    """What the pages say besides: with other errors, over other steps, of the cost regret."""
+    fresh = sample(judged(f"sbtrpo-{CIRCLE2}-safe")["sampled"]["safe reward"])
+    theirs = published(" at ".join(PAPER[CIRCLE2]), 5)[0]
+    errors = theirs._replace(std=theirs.std * theirs.n**0.5)
+    text = section(f"SB-TRPO, `--preset safe`, as trained, were the paper's ± standard errors: {CIRCLE2}",
+                   [compared("safe reward", fresh, errors)])
+    thirds = []
+    for setting in ("exact", "exclusion-none"):
+        [runs] = cut({"": find([str(RESULTS / f"strpo-{HOPPER}-{setting}")])}, None).values()
+        thirds.append(sample([run.columns["cost"][run.steps > 2 / 3 * run.steps[-1]].mean() for run in runs]))
+    text += section(f"With exclusion against without, the last third of the steps: sTRPO on {HOPPER}",
+                    [compared("cost", *thirds)])
+    regrets = {label: published(regret, int(n))[0]
+               for steps, label, n, *_, regret in table.beside_the_release()[HOPPER] if steps == "5M"}
+    return text + section(f"C-TRPO, preset paper, against the release's own runs: {HOPPER}, at 5M steps",
+                          [compared("cost regret", regrets["ours, preset paper"], regrets["published"])])
+
+
 def page() -> str:
     text = ("# Which differences hold\n\nBy `uv run studies/differences.py`, at whose top the tests are "
             "explained. Numbers are means ± standard deviations over\nseeds, with n - 1, and in brackets the "
@@ -233,7 +252,9 @@ def page() -> str:
     for title, (first, second, metrics) in PAIRS.items():
         text += section(title, [compared(metric, *(sample(finals(folder, metric)) for folder in (
             first, second))) for metric in metrics])
-    return text + dials() + precisions() + beside_the_release() + fresh_episodes() + recorded()
+    for part in dials, precisions, beside_the_release, fresh_episodes, measured_otherwise, recorded:
+        text += part()
+    return text
 
 
 def main(argv: list[str] | None = None) -> None:
