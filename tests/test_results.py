@@ -13,6 +13,7 @@ import conftest
 import differences
 import keep
 import margins
+import mutations
 import pages
 import promise
 import published
@@ -145,6 +146,15 @@ def test_paths_in_the_results_exist():
     paths = {path for text in texts for path in re.findall(r"results/[\w.-]+(?:/[\w.-]+)*", text)}
     assert len(paths) > 20
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_every_mistake_on_the_list_was_made_and_seen():
+    """results/mutants.json has each as it now stands in tests/mutations.py, with the test that saw it."""
+    made = {each.pop("name"): each for each in json.loads((RESULTS / "mutants.json").read_text())}
+    assert all(each.pop("killed_by") for each in made.values())
+    listed = {mistake.name: {"file": mistake.file, "old": mistake.old, "new": mistake.new}
+              for mistake in mutations.MISTAKES}
+    assert made == listed and len(listed) > 200
 
 
 def test_means_of_the_development_runs_are_those_of_their_epochs():
