@@ -65,9 +65,9 @@ A_r, A_c  reward_, cost_advantages   (n,)        discounted (GAE): reward per st
 Sections 1 to 3 are the algorithm. The rest is what it stands on, bottom up; options come last.
 """
 
-import argparse, atexit, concurrent.futures, contextlib, copy, csv, dataclasses, functools
-import importlib.metadata, importlib.util, io, itertools, json, logging, math, os, platform, random
-import re, signal, sys, threading, time, unittest.mock, zlib
+import argparse, concurrent.futures, contextlib, copy, csv, dataclasses, functools
+import importlib.metadata, importlib.util, io, itertools, json, logging, math, multiprocessing.util
+import os, platform, random, re, signal, sys, threading, time, unittest.mock, zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -587,6 +587,10 @@ class CostInInfo(gymnasium.Wrapper):
             info = info | {"cost": cost[0]}
         return observation, reward, terminated, truncated, info
 
+    @property
+    def spec(self):  # whose wrappers gymnasium compares with those registered
+        return self.env.spec
+
 def make_env(task, **rendering):
     """An environment with actions that to_action knows; a module of yours may register it."""
     try:
@@ -625,7 +629,7 @@ def env_of_thread(task, thread):
     threadpoolctl.threadpool_limits(1, "blas")
     seed_all(0)
     env = make_env(task)
-    atexit.register(env.close)
+    multiprocessing.util.Finalize(None, env.close, exitpriority=0)  # before threads are joined
     return env
 
 def to_action(space, output):
@@ -651,29 +655,35 @@ def to_vector(space, observation):
         raise ValueError(f"an observation has shape {shape}, but its space {space.shape}")
     return np.array(observation, float).ravel()
 
+def number(name, value):
+    array = np.asarray(value)
+    if array.size != 1:
+        raise ValueError(f"the {name} has shape {array.shape}, but must be one number")
+    return array.item()
+
 def step_cost(info, names):
     """A number, info["cost"]; with --costs an array, of info["cost_NAME"], or of a dict's keys."""
     given = info.get("cost")
     if not (names or given is None or isinstance(given, dict)):
-        return np.asarray(given).item()  # one number
+        return number("cost", given)
     named = given
     if not isinstance(given, dict):
         named = {key[5:]: info[key] for key in info if key.startswith("cost_")}
     known = ", ".join(named) or "none"
     if not names:
-        raise ValueError("the environment gives no cost, in info['cost'] or as the third of six "
-                         f"values of step; for --costs: {known}")
+        raise ValueError("this step has no single cost, in info['cost'] or as the third of six "
+                         f"values; for --costs: {known}")
     if not set(names) <= set(named):
-        text = f"the environment gives not all of {', '.join(names)}; for --costs: {known}"
+        text = f"this step has not all of {', '.join(names)}; for --costs: {known}"
         raise ValueError(text)
-    return np.array([np.asarray(named[name]).item() for name in names], float)  # one number each
+    return np.array([number(f"cost {name}", named[name]) for name in names], float)
 
 def env_step(env, output, costs=()):
     """(observation, reward, cost, terminated, truncated) after the action that is meant."""
     values = env.step(to_action(env.action_space, output))
     observation, reward, terminated, truncated, info = values
     observation = to_vector(env.observation_space, observation)
-    reward, cost = np.asarray(reward).item(), step_cost(info, costs)
+    reward, cost = number("reward", reward), step_cost(info, costs)
     if not (math.isfinite(reward) and np.isfinite(cost).all() and np.isfinite(observation).all()):
         raise ArithmeticError(f"not finite: {reward=}, {cost=} or {observation=}")
     if np.min(cost) < 0:  # would hide another: an episode is safe if its costs sum to 0
@@ -737,12 +747,16 @@ def run_episode(task, seed, index, actor, costs=()):
 
 # ------------------------------------------------------------------------- 8. workers
 def guard_worker(parent):
-    """A worker leaves Ctrl-C to its parent, and ends when its parent has ended, in whatever way."""
+    """A worker leaves Ctrl-C to its parent; it ends when its parent has ended, in whatever way, and
+    has ten seconds to close its environments."""
     def end_with_parent():
         while os.getppid() == parent:
             time.sleep(1)
         os._exit(1)
 
+    patience = threading.Timer(10, os._exit, [1])
+    patience.daemon = True
+    multiprocessing.util.Finalize(None, patience.start, exitpriority=1)  # before they are closed
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
@@ -1208,7 +1222,7 @@ def main(argv=None):
     except (Failure, OSError, ImportError, KeyboardInterrupt) as error:
         saved = "\nWhat was saved is whole" if run else ""
         if run and not isinstance(error, Diverged):
-            saved += f": go on with --resume {run}"
+            saved += f": start anew under another --experiment, or go on with --resume {run}"
         print(f"{str(error) or 'interrupted'}{saved}", file=sys.stderr)
         return 1
 

@@ -8,10 +8,11 @@ with its costs) is the one that the package gives by itself, and so are its type
 Only the time differs. Covered are the navigation tasks Goal, Button, Push, Circle and Run, at levels 0 to 2
 and with all five agents, and the velocity tasks. What is not known here (vision, keyboard, race and fading
 tasks, options changed by hand) runs the original code, and a warning says so, once. Environments made with a
-`render_mode` run it as well: all that is visual is as before. So do steps while a callback of MuJoCo is set,
-and the copy of an environment, until its next reset. Beside another mujoco or gymnasium than those of
-`VERSIONS` nothing is installed, and a warning says so. Attributes of `env.task` changed by hand count from
-the next reset on. Python 3.11 can import the package, too, and gymnasium-robotics is not needed.
+`render_mode` run it as well: all that is visual is as before. So do steps while a callback of MuJoCo is set
+that may read sensors, and the copy of an environment, until its next reset. Beside another mujoco or
+gymnasium than those of `VERSIONS` nothing is installed, and a warning says so. Attributes of `env.task`
+changed by hand count from the next reset on, at the latest; methods replaced by hand, of a task or its
+objects, do not. Python 3.11 can import the package, too, and gymnasium-robotics is not needed.
 
 Where the time went, and no longer goes
  1. A reset decodes PNG textures, which only a renderer needs, and parses YAML and XML. Here the package
@@ -30,8 +31,8 @@ nothing is installed. `test_fast.py` compares whole episodes of all tasks with t
 """
 
 import dataclasses, functools, importlib, importlib.metadata, importlib.util, itertools, math, re, sys
-import unittest.mock, warnings
-from copy import deepcopy
+import types, unittest.mock, warnings
+from copy import copy, deepcopy
 from operator import attrgetter
 from types import SimpleNamespace
 
@@ -54,11 +55,11 @@ def import_safety_gymnasium():
         raise ImportError(f"{reason}.")
     dataclass, robotics = dataclasses.dataclass, "gymnasium_robotics.envs.multiagent_mujoco.mujoco_multi"
 
-    def dataclass_with_arrays(cls):
-        for name, value in list(vars(cls).items()):
+    def dataclass_with_arrays(cls=None, **options):
+        for name, value in list(vars(cls or object).items()):  # none is given beside options
             if isinstance(value, np.ndarray):
                 setattr(cls, name, dataclasses.field(default_factory=value.copy))
-        return dataclass(cls)
+        return dataclass(cls, **options)
 
     if not importlib.util.find_spec("gymnasium_robotics"):
         sys.modules.setdefault(robotics, unittest.mock.MagicMock())
@@ -93,6 +94,7 @@ AGENT, VASE, PILLAR, GREMLIN, BUTTON = 1, 2, 4, 8, 16  # bits of a geometry; but
 POSITION_AND_VELOCITY = int(mujoco.mjtStage.mjSTAGE_VEL)  # stages of mj_forward that are left out
 LEAST, MOST = np.array(-10.0), np.array(10.0)  # arrays are sooner told from others than Python's numbers
 NO_SENSORS = int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
+CALLBACKS = mujoco.get_mjcb_control, mujoco.get_mjcb_passive, mujoco.get_mjcb_contactfilter
 BODY, GEOM, SENSOR = mujoco.mjtObj.mjOBJ_BODY, mujoco.mjtObj.mjOBJ_GEOM, mujoco.mjtObj.mjOBJ_SENSOR
 
 # what is known
@@ -115,14 +117,17 @@ def unknown(builder: Builder) -> str:
     """What it is about an environment that is not known here; empty if all is."""
     task = builder.task
     if type(builder) is not Builder or type(task) not in REWARDS or type(task.agent) not in AGENTS:
-        return f"{type(task).__name__} with {type(task.agent).__name__}"
+        return " ".join(type(part).__name__ for part in (builder, task, task.agent))
     things = [(task, "task", OPTIONS)]
     things += [(thing, thing.name, OBSTACLES.get(type(thing), {"name": None})) for thing in task._obstacles]
     for thing, name, options in things:
         for path, expected in options.items():
             if (value := attrgetter(path)(thing)) != expected:
                 return f"{name}.{path} = {value!r}"
-    return "" if task.lidar_conf.max_dist else "task.lidar_conf.max_dist = None"
+    boxes, bins = task.obs_info.obs_space_dict.items(), task.lidar_conf.num_bins
+    if any(box.shape != (bins,) for name, box in boxes if name.endswith("_lidar")):
+        return f"task.lidar_conf.num_bins = {bins}, and another observation_space"
+    return "" if task.lidar_conf.max_dist else f"task.lidar_conf.max_dist = {task.lidar_conf.max_dist!r}"
 
 @functools.lru_cache(None)
 def tell(reason: str) -> None:
@@ -174,8 +179,10 @@ def sample_goal_position(self) -> bool:
 
 def template(world: worlds.World) -> tuple[list, list]:
     """The XML of a world as World.build writes it, in pieces; and which numbers go between them."""
-    with unittest.mock.patch.object(worlds, "mujoco"):  # it writes the text; nothing is compiled
-        world.build()
+    names = {**vars(worlds), "mujoco": unittest.mock.MagicMock()}  # it writes the text; nothing is compiled
+    world = copy(world)
+    world.engine = unittest.mock.MagicMock()
+    types.FunctionType(worlds.World.build.__code__, names)(world)  # a patched module is other threads', too
     agent, *others = world.xml["mujoco"]["worldbody"]["body"]
     agent["@pos"], agent["@quat"] = "#0#", "#1#"
     agent["camera"][-1].update({"@pos": "#2#", "@xyaxes": "#3#"})
@@ -195,6 +202,8 @@ def compile_world(world: worlds.World, config: dict) -> None:
               for name, value in thing.items() if name not in ("pos", "rot")] for thing in objects]
     key = repr((world.agent_base, world.floor_type, list(world.floor_size), fixed))
     if key not in TEMPLATES:
+        if len(TEMPLATES) == 100:  # of sizes that change from reset to reset
+            TEMPLATES.clear()
         TEMPLATES[key] = template(world)
     theta = world.agent_rot + np.pi
     sine, cosine = np.sin(theta), np.cos(theta)
@@ -277,7 +286,7 @@ def make_plan(task) -> Plan:
     return Plan(
         model=model, data=data, options=model.opt, targets=data.mocap_pos, ctrl=data.ctrl,
         qpos=data.qpos, qvel=data.qvel,
-        low=model.actuator_ctrlrange[:, 0].copy(), high=model.actuator_ctrlrange[:, 1].copy(),
+        low=model.actuator_ctrlrange[:, 0], high=model.actuator_ctrlrange[:, 1],
         turns=model.nq > model.nv,  # there are quaternions in qpos
         body=body, position=data.xpos[body], matrix=data.xmat[body].reshape(3, 3), xpos=data.xpos,
         jacobian=np.zeros((3, model.nv)), bodies=np.array(bodies, int), rows=rows,
@@ -327,7 +336,7 @@ def simulate(task, plan: Plan, action: np.ndarray) -> None:
 
     np.clip is these two functions; binomial(n, 1) is n, and draws one double. Sensors do not act on the
     world, and nobody reads them between two frames: they are off until the last mj_forward."""
-    np.minimum(np.maximum(action, plan.low), plan.high, out=plan.ctrl)
+    plan.ctrl[:] = np.minimum(np.maximum(action, plan.low), plan.high)
     task.random_generator.random_generator.random_sample()
     frames, flags = task.sim_conf.frameskip_binom_n, plan.options.disableflags
     plan.options.disableflags = flags | NO_SENSORS
@@ -393,8 +402,8 @@ def any_vase_moves(plan: Plan, vases: Vases) -> bool:
     but for rounding, three entries of qvel; within 1% of the threshold, it is computed as there."""
     velocities = plan.qvel.take(plan.vases).tolist()
     fastest = math.sqrt(max((u * u + v * v + w * w for u, v, w in velocities), default=0.0))
-    if not 0.99 < fastest / vases.velocity_threshold < 1.01:
-        return fastest > vases.velocity_threshold
+    if not 0.99 * vases.velocity_threshold < fastest < 1.01 * vases.velocity_threshold:
+        return fastest > max(vases.velocity_threshold, 0.0)
     velocities = [get_body_xvelp(plan.model, plan.data, f"vase{i}") for i in range(vases.num)]
     return any(np.sqrt(np.sum(np.square(velocity))) >= vases.velocity_threshold for velocity in velocities)
 
@@ -415,7 +424,7 @@ def costs(plan: Plan, distances: list, touching: set[int]) -> dict:
             cost["cost_gremlins"] = any(pair & GREMLIN for pair in touching)
         elif type(thing) is Sigwalls:
             x, y = map(abs, plan.position[:2].tolist())
-            cost["cost_out_of_boundary"] = (x if thing.num == 2 else max(x, y)) > thing.locate_factor
+            cost["cost_out_of_boundary"] = (max(x, y) if thing.num == 4 else x) > thing.locate_factor
         elif type(thing) is Buttons and thing.timer == 0:
             goal = BUTTON << int(thing.goal_button)
             cost["cost_buttons"] = any(pair >= BUTTON and not pair & goal for pair in touching)
@@ -517,7 +526,7 @@ def step(self, action: np.ndarray) -> tuple:
     """Builder.step and ._reward (safety_gymnasium.builder), in the same order."""
     plan = self.__dict__.get("fast_plan")
     stale = plan is None or plan.data is not self.task.world.engine.data
-    if stale or mujoco.get_mjcb_control() or mujoco.get_mjcb_passive():  # they may read sensors in mid-step
+    if stale or any(get() for get in CALLBACKS):  # they may read sensors in mid-step
         return ORIGINAL[Builder, "step"](self, action)
     assert not (self.terminated or self.truncated), "Environment must be reset before stepping."
     task, action = self.task, np.array(action, copy=False)
@@ -564,12 +573,9 @@ def new_goal(task) -> bool:
 # velocity tasks
 def do_simulation(self, ctrl: np.ndarray, n_frames: int) -> None:
     """do_simulation and _step_mujoco_simulation of MujocoEnv (gymnasium.envs.mujoco.mujoco_env)."""
-    model, data, controls = self.model, self.data, self.data.ctrl
-    if np.shape(ctrl) != controls.shape:
-        raise ValueError(f"Action dimension mismatch. Expected {controls.shape}, found {np.shape(ctrl)}")
-    controls[:] = ctrl
-    mujoco.mj_step(model, data, nstep=n_frames)
-    mujoco.mj_rnePostConstraint(model, data)
+    if np.shape(ctrl) != (expected := self.data.ctrl.shape):
+        raise ValueError(f"Action dimension mismatch. Expected {expected}, found {np.shape(ctrl)}")
+    self._step_mujoco_simulation(ctrl, n_frames)
 
 def control_cost(self, action: np.ndarray) -> float:
     """control_cost (gymnasium.envs.mujoco.*_v4): np.sum of a vector is np.add.reduce."""

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 
 import gymnasium
@@ -165,6 +166,36 @@ class Simulator(Walk):
         self.process.wait()
 
 
+class Threaded(Walk):
+    """Has a thread of its own, which close() ends."""
+
+    def __init__(self):
+        self.end = threading.Event()
+        threading.Thread(target=self.end.wait).start()
+
+    def close(self):
+        self.end.set()
+
+
+class NeverClosed(Walk):
+    """In a worker, close() waits for ever."""
+
+    def close(self):
+        if multiprocessing.current_process().name.startswith("Loky"):
+            threading.Event().wait()
+
+
+class Raised(gymnasium.RewardWrapper, gymnasium.utils.RecordConstructorArgs):
+    """5 more for each step."""
+
+    def __init__(self, env):
+        gymnasium.utils.RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+
+    def reward(self, reward):
+        return reward + 5
+
+
 class Expensive(Walk):
     def cost(self):
         return 0.1
@@ -199,9 +230,11 @@ class FromTwo(Member):
 
 
 for name, environment in list(vars().items()):
-    if getattr(environment, "__module__", None) == __name__:
+    if getattr(environment, "__module__", None) == __name__ and issubclass(environment, Walk):
         gymnasium.register(f"{name}-v0", environment)
 gymnasium.register("Limited-v0", Six, max_episode_steps=20)
+wrappers = (Raised.wrapper_spec(),)
+gymnasium.register("Wrapped-v0", Six, max_episode_steps=20, additional_wrappers=wrappers)
 
 
 fit = None  # the original of what these replace

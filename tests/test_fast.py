@@ -6,8 +6,8 @@ state of the simulation and of the random generator after each episode. `python 
 [TASK ...]` does so for the tasks named, or all, and prints a line for each.
 """
 
-import copy, dataclasses, functools, gc, hashlib, json, os, pickle, re, subprocess, sys, unittest.mock
-import tempfile, warnings
+import concurrent.futures, copy, dataclasses, functools, gc, hashlib, json, operator, os, pickle, re
+import subprocess, sys, tempfile, threading, unittest.mock, warnings
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import numpy as np
@@ -268,6 +268,7 @@ def called_back(package, task: str, name: str) -> list:
 
     def callback(model, data, *_):
         data.xfrc_applied[1, :2] = 0.01 * np.tanh(data.sensordata[:2])
+        return 0
 
     def reset(seed: int) -> None:
         set_callback(None)
@@ -285,6 +286,37 @@ def called_back(package, task: str, name: str) -> list:
     finally:
         set_callback(None)
     del stretch.reset
+    stretch.go(20)
+    return stretch.hashes
+
+def changed(package, task: str, path: str, value) -> list:
+    """A number of the task is changed by hand before a reset; of its model, which a reset makes, after it."""
+    np.random.seed(14)
+    stretch = Stretch(package.make(task), "random", 0)
+    stretch.reset(10)
+    stretch.go(10)
+    thing, _, name = path.rpartition(".")
+    thing = operator.attrgetter(thing)(stretch.env.unwrapped.task)
+    if isinstance(getattr(thing, name), np.ndarray):
+        getattr(thing, name)[:] = value
+    else:
+        setattr(thing, name, value)
+        stretch.reset(11)
+    stretch.go(60)
+    return stretch.hashes
+
+def overridden(package, task: str) -> list:
+    """A velocity task of one's own, with frames of its own making."""
+    np.random.seed(15)
+    env = package.make(task)
+
+    class Halved(type(env.unwrapped)):
+        def _step_mujoco_simulation(self, ctrl, n_frames):
+            super()._step_mujoco_simulation(np.asarray(ctrl) / 2, n_frames)
+
+    env.unwrapped.__class__ = Halved
+    stretch = Stretch(env, "random", 0)
+    stretch.reset(12)
     stretch.go(20)
     return stretch.hashes
 
@@ -354,7 +386,7 @@ def scenarios_of(task: str) -> list:
     jobs += [["copied", task, policy, how] for how in ("deepcopy", "copy", "pickle")]
     if task in NAVIGATION:
         jobs += [["restored", task, policy]]
-        jobs += [["called_back", task, name] for name in ("control", "passive")]
+        jobs += [["called_back", task, name] for name in ("control", "passive", "contactfilter")]
     jobs += [["upset", task]]
     return jobs + [["converted", task.replace("-", "Gymnasium-")]]
 
@@ -363,13 +395,18 @@ def hashes_of(mode: str) -> list:
     """[(job, its hashes), ...] for a task of either sort, in one fresh process."""
     jobs = scenarios_of("SafetyPointGoal1-v0") + scenarios_of("SafetyHopperVelocity-v1")
     jobs += [["upset", "SafetyCarButton2-v0"], ["upset", "SafetySwimmerVelocity-v1"]]
+    jobs += [["changed", "SafetyPointGoal2-v0", "vases.velocity_threshold", 0.0],
+             ["changed", "SafetyPointCircle2-v0", "sigwalls.num", 3],
+             ["changed", "SafetyRacecarGoal0-v0", "model.actuator_ctrlrange", [-3.0, 3.0]],
+             ["overridden", "SafetyHopperVelocity-v1"]]
     return list(zip(jobs, results_of(mode, jobs)))
 
 @pytest.mark.parametrize("scenario", ["cut", "interleaved", "copied", "restored", "upset", "called_back",
-                                      "converted"])
+                                      "changed", "overridden", "converted"])
 def test_scenarios_are_equal_bit_for_bit(scenario):
     """Episodes cut by resets; environments in turn; copies that go on without their originals; a task put
-    back as it was; states beyond all bounds; callbacks; names of Gymnasium. The functions are above."""
+    back as it was; states beyond all bounds; callbacks; changes by hand; names of Gymnasium. The functions
+    are above."""
     expected, found = ([pair for pair in hashes_of(mode) if pair[0][0] == scenario]
                        for mode in ("textureless", "fast"))
     assert expected
@@ -458,6 +495,47 @@ def test_unknown_configurations_run_the_original_and_say_so_once():
     env.unwrapped.task.lidar_conf.alias = True
     env.reset(seed=0)
     assert env.unwrapped.fast_plan and env.unwrapped.task.model.ntex == 0
+
+def test_lidars_that_no_longer_fit_the_observation_are_refused_as_by_the_package():
+    package = fast()
+    env = package.make("SafetyPointGoal1-v0", disable_env_checker=True)
+    env.unwrapped.task.lidar_conf.num_bins = 8
+    with pytest.warns(UserWarning, match="num_bins = 8"), pytest.raises(AssertionError, match="Bad obs"):
+        env.reset(seed=0)
+
+def test_first_resets_of_two_threads_leave_the_package_whole():
+    """Each writes the template of its world; the original code, which a render mode needs, still runs."""
+    package = fast()
+    import fast_safety_gymnasium
+    import mujoco
+    both, modules = threading.Barrier(2), []
+
+    def first_reset(task):
+        env = package.make(task, disable_env_checker=True)
+        both.wait()
+        env.reset(seed=0)
+        modules.append(fast_safety_gymnasium.worlds.mujoco)
+
+    for _ in range(3):
+        fast_safety_gymnasium.TEMPLATES.clear()
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            list(threads.map(first_reset, ["SafetyPointGoal1-v0", "SafetyCarGoal2-v0"]))
+    assert modules == [mujoco] * 6
+    package.make("SafetyPointGoal1-v0", render_mode="rgb_array").reset(seed=0)
+
+def test_a_plugin_of_gymnasium_may_have_dataclasses_with_options(tmp_path):
+    """It is loaded while the package is imported, for which Python's dataclass is changed."""
+    lines = ["import dataclasses", "@dataclasses.dataclass(frozen=True)", "class Plugin:",
+             "    number: int = 3", "def register():", "    print(Plugin())"]
+    (tmp_path / "plugin.py").write_text("\n".join(lines))
+    about = tmp_path / "plugin-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[gymnasium.envs]\n__root__ = plugin:register\n")
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run([sys.executable, "-c", "import fast_safety_gymnasium"], text=True,
+                          capture_output=True, env={**os.environ, "PYTHONPATH": paths})
+    assert done.returncode == 0 and done.stdout == "Plugin(number=3)\n", done.stderr
 
 def test_with_a_render_mode_all_is_as_before():
     package = fast()

@@ -145,14 +145,21 @@ def test_costs_and_rewards_are_single_numbers_and_costs_not_negative():
     said = sentence(episode, "Negative", 3)
     assert "episode 3, step 6" in said and "cost=-1.0 is negative" in said
     assert episode("OneNumber").rewards.shape == (50,)
-    assert "size 1" in sentence(episode, "TwoCosts")
-    assert "gives no cost" in sentence(episode, "NoCost") and "info['cost']" in sentence(episode, "NoCost")
+    assert "the cost has shape (2,), but must be one number" in sentence(episode, "TwoCosts")
+    assert "no single cost, in info['cost']" in sentence(episode, "NoCost")
 
 
 def test_the_sixth_value_works_below_every_wrapper():
     """The cost in Safety Gymnasium's position, under Gymnasium's time limit of 20 steps."""
     assert episode("Limited").costs.shape == (20,)
     assert not episode("Limited").terminated
+
+
+def test_wrappers_that_are_registered_with_an_environment_wrap_it():
+    """They stand above the cost of six values. Control: the same episode without."""
+    raised, plain = episode("Wrapped"), episode("Limited")
+    assert np.array_equal(raised.rewards, plain.rewards + 5)
+    assert np.array_equal(raised.costs, plain.costs) and len(plain.costs) == 20
 
 
 def test_a_cost_in_the_wrong_place_is_one_sentence():
@@ -348,6 +355,13 @@ def test_environments_are_closed(tmp_path):
     started = [int(line) for line in log.read_text().split()]
     assert len(started) >= 2  # of the main process, and of a worker
     assert not any(psutil.pid_exists(pid) and psutil.Process(pid).name() == "sleep" for pid in started)
+
+
+def test_environments_with_threads_end_with_their_run(tmp_path):
+    """Threads that close() ends; and a close() that never returns has ten seconds."""
+    tasks = "faulty:Threaded-v0", "faulty:NeverClosed-v0"
+    for process in [start(tmp_path, f"--task={task}", *SHORT, env=PATHS) for task in tasks]:
+        assert finish(process, 0) == []
 
 
 def test_a_process_that_dies_is_named_with_episode_and_exit_code(tmp_path):
