@@ -738,7 +738,8 @@ def run_episode(task, seed, index, actor, costs=()):
             steps.append((action, reward, cost))
             observations.append(observation)
             if len(steps) % 100_000 == 0:
-                print(f"{episode_name(index)} has {len(steps):,} steps and goes on", file=sys.stderr)
+                text = f"{episode_name(index)} has {len(steps):,} steps and goes on"
+                print(text, file=sys.stderr)
         return Episode(np.array(observations), *map(np.array, zip(*steps)), bool(terminated))
     except (Exception, SystemExit) as error:
         kind = Diverged if isinstance(error, Diverged) else Failure
