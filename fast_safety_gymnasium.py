@@ -572,7 +572,7 @@ def new_goal(task) -> bool:
 
 # velocity tasks
 def do_simulation(self, ctrl: np.ndarray, n_frames: int) -> None:
-    """do_simulation and _step_mujoco_simulation of MujocoEnv (gymnasium.envs.mujoco.mujoco_env)."""
+    """MujocoEnv.do_simulation (gymnasium.envs.mujoco.mujoco_env), without a copy of the action."""
     if np.shape(ctrl) != (expected := self.data.ctrl.shape):
         raise ValueError(f"Action dimension mismatch. Expected {expected}, found {np.shape(ctrl)}")
     self._step_mujoco_simulation(ctrl, n_frames)

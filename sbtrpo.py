@@ -626,6 +626,7 @@ def to_vector(space, observation):
     return np.array(observation, float).ravel()
 
 def number(name, value):
+    """The only number of an array, or the number that it is; `name` is for the error."""
     array = np.asarray(value)
     if array.size != 1:
         raise ValueError(f"the {name} has shape {array.shape}, but must be one number")
@@ -1158,7 +1159,8 @@ def main(argv=None):
     except (Failure, OSError, ImportError, KeyboardInterrupt) as error:
         saved = "\nWhat was saved is whole" if run else ""
         if run and not isinstance(error, Diverged):
-            saved += f": start anew under another --experiment, or go on with --resume {run}"
+            saved += ": with other options start anew under another --experiment, else "
+            saved += f"go on with --resume {run}"
         print(f"{str(error) or 'interrupted'}{saved}", file=sys.stderr)
         return 1
 
