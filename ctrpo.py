@@ -171,21 +171,6 @@ def update_policy(config, policy, theta, observations, actions,
     return theta, info | found
 
 # ------------------------------------------------------------------ 3. the training loop
-def in_our_units(config, policy):
-    """The release averages over k action dimensions: KL / k + beta Psi <= delta, F / k damped."""
-    if config.official_units and not policy.discrete:
-        k = policy.sizes[-1]
-        delta, beta, damping = k * config.delta, k * config.beta, k * config.damping
-        return dataclasses.replace(config, delta=delta, beta=beta, damping=damping)
-    return config
-
-def windowed_cost(costs, before, window):
-    """J_c: the mean, over the episodes of a batch, of the mean cost of the last `window` at the end
-    of each; and the last costs, for the next batch. With a window of 1, the batch's mean cost."""
-    costs, first = np.append(before, costs), len(before) + 1
-    means = [costs[max(0, end - window) : end].mean() for end in range(first, len(costs) + 1)]
-    return np.mean(means), costs[-window:]
-
 def train(config, run, state):
     """Collect, estimate, update, save, until total_steps are done."""
     in_units = in_our_units(config, make_actor(state).policy)
@@ -1110,6 +1095,22 @@ def per_budget(function, *arrays):
         return function(*arrays)
     found = [function(*rows) for rows in zip(*arrays)]
     return tuple(map(np.array, zip(*found))) if isinstance(found[0], tuple) else np.array(found)
+
+# ------------------------------------------ 3b. units and cost as the authors' code has them
+def in_our_units(config, policy):
+    """The release averages over k action dimensions: KL / k + beta Psi <= delta, F / k damped."""
+    if config.official_units and not policy.discrete:
+        k = policy.sizes[-1]
+        delta, beta, damping = k * config.delta, k * config.beta, k * config.damping
+        return dataclasses.replace(config, delta=delta, beta=beta, damping=damping)
+    return config
+
+def windowed_cost(costs, before, window):
+    """J_c: the mean, over the episodes of a batch, of the mean cost of the last `window` at the end
+    of each; and the last costs, for the next batch. With a window of 1, the batch's mean cost."""
+    costs, first = np.append(before, costs), len(before) + 1
+    means = [costs[max(0, end - window) : end].mean() for end in range(first, len(costs) + 1)]
+    return np.mean(means), costs[-window:]
 
 ALGORITHM = "ctrpo"
 CRITIC_OUTPUTS = {"reward": 1, "cost": 1}

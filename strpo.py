@@ -86,8 +86,7 @@ def exclusion_step(gradient, direction, away, away_direction, delta_1, delta_2):
     """(S), the exact solution of Eq. 8, from gradients g, phi and H^-1 g, H^-1 phi, in O(p).
 
     Where phi = 0 it is step_g: at the unsafe policy any step leads away, to second order. Returns
-    the step and what it promises, to first order; lambda_1 and lambda_2 [1 / nats] are of the dual,
-    g - lambda_1 H s + lambda_2 phi = 0, infinite for step_phi. delta_2 may be negative."""
+    the step and what it promises, to first order. delta_2 may be negative."""
     step_g, per_best_g = steepest_step(gradient, direction, delta_1)
     step_phi, per_best_phi = steepest_step(away, away_direction, delta_1)
     rho = float(np.clip(per_best_phi @ step_g, -1, 1))
@@ -95,13 +94,7 @@ def exclusion_step(gradient, direction, away, away_direction, delta_1, delta_2):
     best_gain, best_away = float(gradient @ step_g), float(away @ step_phi)
     fraction = delta_2 / best_away if best_away > 0 else -math.inf
     k, m = optimal_weights(rho, fraction, sine2)
-    lambda_1, lambda_2 = best_gain / (2 * delta_1), 0.0  # step_g: only the trust region binds
-    if fraction >= 1 and m == 1:  # step_phi
-        lambda_1, lambda_2 = math.inf, math.inf
-    elif k == 0:  # g = -lambda_2 phi: only the demand binds
-        lambda_1, lambda_2 = 0.0, -rho * best_gain / best_away
-    elif m != 0:  # both bind
-        lambda_1, lambda_2 = lambda_1 / k, m / k * best_gain / best_away
+    lambda_1, lambda_2 = dual_variables(k, m, rho, best_gain, best_away, delta_1)
     kl = delta_1 * (k**2 * max(0.0, sine2) + (m + k * rho) ** 2)
     return k * step_g + m * step_phi, {
         "rho": rho, "lambda_1": lambda_1, "lambda_2": lambda_2, "kl": kl,
@@ -115,17 +108,6 @@ def fixed_step(gradient, direction, away, away_direction, delta_1, delta_2, lamb
     return step, {"lambda_1": float(both @ step) / (2 * delta_1), "lambda_2": lambda_2,
                   "kl": delta_1 if step.any() else 0.0,
                   "feasible": int(delta_2 <= float(away @ step_phi))}
-
-def pid_multiplier(memory, mean_cost, limit, gains, smoothing=0.5):
-    """lambda = [K_P P + I + K_D D]+ (Stooke et al. 2020) and the memory (I, smoothed J_c), at first
-    NaN. P is the smoothed J_c - b, I the sum of K_I (J_c - b), never below 0, D the rise of the
-    smoothed J_c; J_c and b in one unit, the gains in its inverse. Several costs: elementwise."""
-    k_p, k_i, k_d = gains
-    integral, before = memory if np.isfinite(memory).all() else (0.0, mean_cost)
-    integral = np.maximum(0.0, integral + k_i * (mean_cost - limit))
-    now = smoothing * before + (1 - smoothing) * mean_cost
-    multiplier = k_p * (now - limit) + integral + k_d * np.maximum(0.0, now - before)
-    return np.maximum(0.0, multiplier), np.array([integral, now])
 
 # -------------------------------------------------------------- 2. the update from a batch
 def update_policy(config, policy, theta, observations, actions, advantages, exclusion=None,
@@ -142,11 +124,10 @@ def update_policy(config, policy, theta, observations, actions, advantages, excl
     fisher = fisher_product(policy, theta, observations, config.damping)
     direction, residual = conjugate_gradients(fisher, gradient, config.cg_iterations)
     away_direction, away_residual = conjugate_gradients(fisher, away, config.cg_iterations)
-    vectors = gradient, direction, away, away_direction, config.delta_1, demand
-    if config.dual == "exact":
-        step, info = exclusion_step(*vectors)
-    else:
-        step, info = fixed_step(*vectors, config.lambda_2)
+    take_step = exclusion_step
+    if config.dual == "fixed":
+        take_step = functools.partial(fixed_step, lambda_2=config.lambda_2)
+    step, info = take_step(gradient, direction, away, away_direction, config.delta_1, demand)
     if config.reverse and not info["feasible"]:  # Eq. 10, towards unsafe
         step = -step
     info["kept"] = share_kept(config, policy, theta, observations, gradient_of, lengths,
@@ -1076,6 +1057,28 @@ def standardised(advantages):
         return np.array([standardised(row) for row in advantages])
     std = advantages.std()
     return (advantages - advantages.mean()) / std if std > 0 else advantages
+
+def pid_multiplier(memory, mean_cost, limit, gains, smoothing=0.5):
+    """lambda = [K_P P + I + K_D D]+ (Stooke et al. 2020) and the memory (I, smoothed J_c), at first
+    NaN. P is the smoothed J_c - b, I the sum of K_I (J_c - b), never below 0, D the rise of the
+    smoothed J_c; J_c and b in one unit, the gains in its inverse. Several costs: elementwise."""
+    k_p, k_i, k_d = gains
+    integral, before = memory if np.isfinite(memory).all() else (0.0, mean_cost)
+    integral = np.maximum(0.0, integral + k_i * (mean_cost - limit))
+    now = smoothing * before + (1 - smoothing) * mean_cost
+    multiplier = k_p * (now - limit) + integral + k_d * np.maximum(0.0, now - before)
+    return np.maximum(0.0, multiplier), np.array([integral, now])
+
+def dual_variables(k, m, rho, best_gain, best_away, delta_1):
+    """lambda_1, lambda_2 [1 / nats] of the step s = k step_g + m step_phi that solves Eq. 8: those
+    of g - lambda_1 H s + lambda_2 phi = 0, both infinite for step_phi."""
+    if k == 0 and m == 1:
+        return math.inf, math.inf
+    if k == 0:  # g = -lambda_2 phi: only the demand binds
+        return 0.0, -rho * best_gain / best_away
+    if m == 0:  # step_g: only the trust region binds
+        return best_gain / (2 * delta_1), 0.0
+    return best_gain / (2 * delta_1) / k, m / k * best_gain / best_away  # both bind
 
 def quantile_slope(outputs, targets):
     """Derivative of the mean quantile loss of k outputs, of levels 1/2k, 3/2k, ..."""

@@ -499,7 +499,7 @@ UPDATE = [
         "least = demand if met else min(0.0, promised)", "least = -math.inf",
         "tests/test_strpo.py::test_exclusion_update_keeps_its_conditions"),
     *only("strpo", "the paper's practice stands for the exact solution",
-        'if config.dual == "exact":', 'if config.dual == "fixed":', "update_of_strpo"),
+        'if config.dual == "fixed":', 'if config.dual == "exact":', "update_of_strpo"),
     *only("sbtrpo", "the check of the surrogate cost is dropped", "elif not cost <= allowed_rise:",
         "elif False:", "line_search_of_sbtrpo"),
     *only("sbtrpo", "the check of KL is dropped", "if not kl <= config.delta:", "if False:",

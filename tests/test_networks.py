@@ -1,5 +1,6 @@
 """What the three scripts share, word for word: networks, Fisher products, conjugate gradients, the KL,
 advantages and critics."""
+import ast
 import functools
 import itertools
 import math
@@ -406,3 +407,24 @@ def test_shared_text_is_the_same_in_every_script():
     assert shared_blocks(made_up) != shared_blocks(made_up.replace("x = 1", "x =  1"))
     with pytest.raises(AssertionError, match="unpaired"):
         shared_blocks(made_up.replace("# --- end shared ---", ""))
+
+
+def longest_function(text: str) -> int:
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    return max(node.end_lineno - node.lineno + 1 for node in functions)
+
+
+def test_the_algorithm_stands_on_the_first_two_pages_of_every_script():
+    """Sections 1 to 3 end by line 210; the ten sections have one order and the same names; functions have at
+    most 45 lines, lines 100 columns. Control: a function of 46 lines is seen."""
+    sections = []
+    for name in ("sbtrpo.py", "ctrpo.py", "strpo.py"):
+        lines = (ROOT / name).read_text().splitlines()
+        end, = (i for i, line in enumerate(lines) if line.endswith("= what the algorithm stands on"))
+        sections.append(re.findall(r"^# -+ (\d+\. .*)$", "\n".join(lines), re.M))
+        text = "\n".join(lines)
+        check(f"{name}: last line of the algorithm", end - 1, at_most=210)
+        check(f"{name}: longest function [lines]", longest_function(text), at_most=45)
+        check(f"{name}: longest line [columns]", max(map(len, lines)), at_most=100)
+    assert sections[0] == sections[1] == sections[2] and len(sections[0]) == 10
+    assert longest_function("def f():" + 45 * "\n    x = 1") == 46
