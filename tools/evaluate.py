@@ -384,7 +384,7 @@ def main(argv: list[str] | None = None) -> None:
                  "values": "runs: mean, ends of its 95% interval (null where there is none); "
                            "over_runs: mean, standard deviation (n - 1)",
                  "by_action_noise": judged}
-        options.output.write_text(json.dumps(about, indent=1) + "\n")
+        algorithms[0].write(options.output, (json.dumps(about, indent=1) + "\n").encode())  # or none of it
     if options.figure:
         robustness(options.figure, judged)
 
