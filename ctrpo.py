@@ -21,7 +21,7 @@ region around a safe policy contains, but for errors of estimation, only safe po
 
 Psi has no term linear in a. So the Hessian of D at the old policy is that of the KL, plus rank one:
 
-    H      = F + w g_c g_c^T                   with w = beta phi''(m)                    (3)
+    H      = F + w g_c g_c^T                   w = beta phi''(m): beta / m^2 or beta / m (3)
     step   = sqrt(2 delta / g_r.y) y           with y = H^-1 g_r: the best reward step   (4)
 
 With x = F^-1 g, put y = x_r - u x_c into H y = g_r: all but a part along g_c cancels, and that is 0
@@ -32,22 +32,21 @@ the F^-1 metric (rho > 0: what earns also costs). Then (4) is
 
     step   = (step_r + rho step_c - keep rho step_c) / sqrt(1 - rho^2 + keep rho^2)      (5)
 
-where step_r + rho step_c leaves the cost as it is. At the start, and once J_c >= b, recovery takes
-step_c, until J_c < h b. A batch is a number of whole episodes of one policy. On it, a line search
+where step_r + rho step_c leaves the cost as it is, and the root is the numerator's length in H: the
+square of its part along x_c counts 1 + w s = 1 / keep times. At the start, and once J_c >= b,
+recovery takes step_c, until J_c < h b. On a batch of whole episodes of one policy, a line search
 shortens the step until D <= delta and the surrogate reward, mean of (pi_new / pi_old - 1) A_r, does
 not fall; in recovery, until KL <= delta and the surrogate cost does not rise; or the policy stays.
 It sees estimates of a and m: the true J_c may end above b, by O(delta) and the error of sampling.
 
 Differs from the paper in
  1. J_c, b, m, a, g_c have one unit, cost per episode. The authors' code, "the release", compares a
-    discounted a with undiscounted J_c, b, and averages KL over dimensions: `--official-units 1`.
+    discounted a with J_c and b, and averages KL over action dimensions: `--official-units 1`.
  2. (4) comes from two solves with F (Sherman-Morrison), not from one with H; as exact as they are.
  3. Default barrier -log x: infinite at the boundary; x log x is finite, and iterates get stuck.
  4. Conjugate gradients stop after 5 iterations, against noise; the damping is 1e-4, not 0.1.
- 5. J_c is the mean cost of the batch's episodes. The release's is a running mean over the last 50,
-    averaged over the batch's episodes: smoother, and later. `--cost-window 50`.
- 6. Costs may have a budget each, `--costs hazards vases_contact --cost-limit 10 5`: (1) and (3) sum
-    over their barriers, and while one recovers, the others keep their barriers: section 1b.
+ 5. J_c is the mean cost of the batch's episodes; the release's that of 50: `--cost-window 50`.
+ 6. Costs may have a budget each, `--costs hazards vases_contact --cost-limit 10 5`: section 1b.
 
 symbol    name in code               shape       unit (p parameters, n steps a batch)
 theta     theta                      (p,)        policy parameters: weights and biases, then log std
@@ -113,8 +112,9 @@ def barrier_step(reward_gradient, reward_direction, cost_gradient, cost_directio
     if recovery:
         keep, step, kl = 0.0, step_c, delta if best_cost > 0 else 0.0
     else:
-        share = best_cost / margin  # w s, with s = best_cost^2 / (2 delta), phi'' = 1/m^2 or 1/m:
-        keep = 1 / (1 + beta / (2 * delta) * share * (share if barrier == "log" else best_cost))
+        share = best_cost / margin
+        w_s = beta / (2 * delta) * share * (share if barrier == "log" else best_cost)
+        keep = 1 / (1 + w_s)  # s = best_cost^2 / (2 delta)
         length2 = sine2 + keep * rho**2  # of (5)'s numerator: squared length in H, over 2 delta
         scale = 1 / math.sqrt(length2) if length2 > 0 else 0.0
         step = scale * (across - keep * rho * step_c)

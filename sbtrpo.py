@@ -24,18 +24,19 @@ earns also costs. So (1) reads (1 - mu) rho - mu <= -beta, and
     mu     = max(0, (beta + rho) / (1 + rho))                                            (2)
 
 `--update optimal` takes, of all steps in the trust region that meet (1), the one that earns most:
-step_r if that meets (1), else some k step_r + mu step_c with equality in (1): mu = beta + k rho.
-In the Fisher metric, in units of the radius, step_r and step_c have length 1 and cosine -rho; so
-the step has squared length k^2 - 2 k mu rho + mu^2 = k^2 (1 - rho^2) + beta^2. It earns more the
-larger k is, until it fills the radius, at
+step_r if that meets (1), else k step_r + mu step_c with equality in (1), mu = beta + k rho: what
+is at right angles to both changes neither objective. In the Fisher metric, in units of the radius,
+step_r and step_c have length 1 and cosine -rho. So the step has squared length k^2 - 2 k mu rho +
+mu^2 = k^2 (1 - rho^2) + beta^2, and earns k - mu rho = k (1 - rho^2) - beta rho of the best gain:
+most where it fills the radius, at
 
     k      = sqrt((1 - beta^2) / (1 - rho^2))                                            (3)
 
 A batch is a number of whole episodes of one policy, `--batch-steps` steps or a little more. On it,
 a line search shortens the step until the mean KL(old || new) is at most delta and the surrogate
-cost, mean of (pi_new / pi_old - 1) A_c, does not rise (with a budget: by no more than is left). It
-does not look at the reward, which a step may give up on purpose: where rho > 1 - beta, (2) loses
-reward. Nor is the true cost checked: only the next batch tells.
+cost, mean of (pi_new / pi_old - 1) A_c, does not rise (with a budget: by no more than is left), or
+the policy stays. It does not look at the reward, which a step may give up on purpose: where rho >
+1 - beta, (2) loses reward. Nor is the true cost checked: only the next batch tells.
 
 Differs from the paper in
  1. No kappa guards the division in (2): where beta + rho > 0, so is 1 + rho.

@@ -13,7 +13,7 @@ The idea in one sentence: a policy is first trained to be as unsafe as possible 
 every step of the task policy stays in its trust region and moves away from that unsafe policy.
 
     stage 1   TRPO on the cost, by CVaR values: xi = c + gamma V_CVaR(s') - V_CVaR(s)      (Eq. 4)
-    stage 2   A    = A_r / std(A_r) - lambda A_c / std(A_c)    joint advantage             (Eq. 6)
+    stage 2   A    = A_r / std(A_r) - lambda A_c / std(A_c)    both less their means       (Eq. 6)
               g    = mean of grad log pi * A,  phi = grad KL(unsafe || pi)                 (Eq. 7)
               step = argmax g.s  with  s.H s / 2 <= delta_1  and  phi.s >= delta_2         (Eq. 8)
 
@@ -29,8 +29,9 @@ This is the optimal step of sbtrpo.py, with moving away in place of the cost dec
 fraction, step_g meets the demand by itself; where fraction >= 1, step_phi is the most that can be
 done. lambda follows the cost by a PID controller. A batch is a number of whole episodes of one
 policy. On it, a line search shortens the step until KL(old || new) <= delta_1, KL(unsafe || pi)
-has risen by delta_2, and the surrogate, mean of (pi_new / pi_old - 1) A, is not negative. Where the
-step does not promise that, to first order, neither KL nor surrogate may fall by more than promised.
+has risen by delta_2, and the surrogate, mean of (pi_new / pi_old - 1) A, is not negative; or the
+policy stays. Where the step does not promise that, to first order, neither of these two may fall by
+more than promised.
 
 Differs from the paper in
  1. (S) solves Eq. 8. `--dual fixed` is the paper's practice, x + lambda_2 y (Eq. 9), which may not.
@@ -49,6 +50,9 @@ g       gradient                     (p,)        of the surrogate [1]
 phi     away                         (p,)        of KL(unsafe || pi) [nats]
 x, y    direction, away_direction    (p,)        H^-1 g and H^-1 phi, by conjugate gradients
 H       fisher                       (p,)->(p,)  Hessian of the mean KL, plus damping [nats]
+rho     rho                          scalar      cosine of g and phi in the H^-1 metric [1]
+delta_1 delta_1                      scalar      radius of the trust region [nats]
+delta_2 delta_2                      scalar      rise of KL(unsafe || pi) that Eq. 8 asks for [nats]
 lambda  multiplier                   scalar      weight of the cost [1]
 J_c, b  mean_cost, cost_limit        scalar      undiscounted cost per episode
 

@@ -41,7 +41,8 @@ def counts(ledger: list[dict]) -> str:
     holds, wrong, right = (verdicts.count(kind) for kind in kinds)
     others = len(verdicts) - holds - wrong - right
     left = f", {others} are open" if others else ""
-    return f"{holds} statements hold, {wrong} fail as printed, {right} of these hold as corrected{left}.\n"
+    mended = "all" if right == wrong else right
+    return f"{holds} statements hold, {wrong} fail as printed, {mended} of these hold as corrected{left}.\n"
 
 
 def tables(ledger: list[dict]) -> dict[str, str]:

@@ -19,7 +19,9 @@ on:
     noise        standard deviation of the differences of the cost of neighbouring epochs, over sqrt(2)
     normal       share of epochs with a normal step; mean J_c and mean cost of these, and mean cost of the
                  epochs after them
-    recovery     the same of the epochs with a recovery step
+    seen         by how much the cost rises in a normal step according to its own batch: the median of the
+                 surrogate [cost per episode; with --official-units discounted, 5 to 10 times less]
+    recovery     J_c and the costs of the epochs with a recovery step
 """
 
 import argparse, csv, sys
@@ -41,12 +43,14 @@ def cells_of(folder: Path) -> list[str]:
     cost, recovery = (np.array([float(row[name]) for row in rows])
                       for name in ("Metrics/EpCost", "Misc/recovery"))
     J_c = np.array([float(row.get("Misc/mean_cost") or row["Metrics/EpCost"]) for row in rows])
-    cells = [f"{np.diff(cost).std() / 2**0.5:.1f}", f"{1 - recovery.mean():.0%}"]
+    surrogate = np.array([float(row["Misc/surrogate_cost"]) for row in rows])
+    means = []
     for flag in (0, 1):
         now = recovery[:-1] == flag
-        cells += [f"{values[now].mean():.1f}" if now.any() else "–"
-                  for values in (J_c[:-1], cost[:-1], cost[1:])]
-    return cells
+        means.append([f"{values[now].mean():.1f}" if now.any() else "–"
+                      for values in (J_c[:-1], cost[:-1], cost[1:])])
+    seen = f"{np.median(surrogate[recovery == 0]):.2f}" if np.any(recovery == 0) else "–"
+    return [f"{np.diff(cost).std() / 2**0.5:.1f}", f"{1 - recovery.mean():.0%}", *means[0], seen, *means[1]]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -54,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folders", metavar="[LABEL=]FOLDER", nargs="+", help="runs, at any depth")
     texts = parser.parse_args(argv).folders
     costs = "this epoch", "next epoch"
-    head = ["run", "noise", "normal", "J_c", *costs, "recovery: J_c", *costs]
+    head = ["run", "noise", "normal", "J_c", *costs, "seen", "recovery: J_c", *costs]
     lines = [head, ["---"] * len(head)]
     lines += [[f"{run.label or run.task}, seed {run.seed}", *cells_of(run.folder)] for run in find(texts)]
     print("\n".join(f"| {' | '.join(line)} |" for line in lines))

@@ -159,7 +159,7 @@ def lines_of(method: str, task: str) -> list[list[str]]:
         if where == [method, task]:
             folder, algorithm = folder_of(method, task, setting)
             link = linked(options or "defaults", folder)
-            beside = "the same" if lines and known else known
+            beside = "the same" if known and lines and lines[-1][1] else known
             if "--cost-limit" in options:
                 beside = ""  # the published ones have a budget of 25
             lines.append([task, beside, link, *cells(folder, algorithm, task)])

@@ -133,11 +133,22 @@ def find(texts: list[str]) -> list[Run]:
     return list(runs.values())
 
 
+def progress_of(folder: Path) -> str:
+    """Its progress.csv; where studies/keep.py has left out rows of that, the whole one in its checkpoint."""
+    text = (folder / "progress.csv").read_text()
+    try:
+        with np.load(folder / "checkpoint.npz") as state:
+            whole = state["progress"].item().decode()
+    except Exception:  # there is none, or it is damaged, in one of many ways
+        return text
+    return max(text, whole, key=len)
+
+
 def read(folder: Path, label: str) -> Run | str:
     """A run; or, if it has no epoch that can be read, why."""
     try:
-        with open(folder / "progress.csv", newline="") as lines:
-            rows = [row for row in csv.DictReader(lines) if None not in row.values()]  # the last may be torn
+        lines = progress_of(folder).splitlines()
+        rows = [row for row in csv.DictReader(lines) if None not in row.values()]  # the last may be torn
     except (OSError, ValueError, csv.Error) as error:
         return f"its progress.csv cannot be read: {error}"
     try:
