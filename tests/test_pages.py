@@ -52,6 +52,7 @@ HOW = {
     "uv run studies/critics.py": (SLOW, "--batches 1 --size 2000"),
     "uv run studies/scaling.py": (SLOW, TINY),
     "uv run studies/exclusion.py": (SLOW, ""),
+    "uv run studies/binding.py": (SLOW, ""),
     "uv run --with torch==2.13.0": (SLOW, "--quick --tasks SafetyHopperVelocity-v1"),  # speed.py
     "uv run studies/published.py": (LACKS, ""),
     "uv run studies/margins.py": (SLOW, ""),

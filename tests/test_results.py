@@ -9,6 +9,7 @@ from scipy import stats
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "studies")]
+import binding
 import conftest
 import differences
 import keep
@@ -198,29 +199,31 @@ def write_run(folder: Path, value: float, seed: int) -> None:
 
 def test_a_long_run_is_kept_in_few_rows_with_all_its_time(tmp_path, monkeypatch):
     """studies/keep.py: at most 500 rows, evenly apart, the last among them, with the whole time; a run of 500
-    stays as it is. Goes over the same run with more steps; controls: over a longer one, over another one, and
-    without a run."""
+    stays as it is. Tables have all rows, which the checkpoint keeps. Goes over the same run with more steps;
+    controls: over a longer one, over another one, and without a run."""
     def run(rows: int, seed: int) -> Path:
         folder = tmp_path / f"{rows}-{seed}" / "seed-0"
         folder.mkdir(parents=True)
         config = {"total_steps": rows, "workers": rows, "scheduler": "", "seed": seed}
         (folder / "config.json").write_text(json.dumps({"algorithm": "sbtrpo", "config": config}))
         lines = "".join(f"{k},{k / 7},{0.1 * k}\n" for k in range(rows))
-        (folder / "progress.csv").write_text(f"Train/Epoch,Metrics/EpRet,Time/Total\n{lines}")
-        (folder / "checkpoint.npz").write_bytes(b"%d" % rows)
+        text = f"Train/Epoch,Metrics/EpRet,Time/Total\n{lines}"
+        (folder / "progress.csv").write_text(text)
+        np.savez(folder / "checkpoint.npz", progress=text.encode())
         return folder
 
     monkeypatch.setattr(keep, "RESULTS", tmp_path)
     to = tmp_path / "kept" / "seed-0"
     for rows, left, apart in ((500, 500, 1), (501, 251, 2), (1000, 500, 2), (1001, 334, 3)):
-        keep.main([str(run(rows, 1)), "kept"])
+        keep.main([str(source := run(rows, 1)), "kept"])
+        assert report.progress_of(to) == report.progress_of(source) == (source / "progress.csv").read_text()
         found = list(csv.DictReader((to / "progress.csv").open()))
         steps = [int(row["Train/Epoch"]) for row in found]
         assert len(steps) == left and steps[-1] == rows - 1 and set(np.diff(steps)) == {apart}
         assert [float(row["Metrics/EpRet"]) for row in found] == [step / 7 for step in steps]
         total = sum(0.1 * k for k in range(rows))
         assert sum(float(row["Time/Total"]) for row in found) == pytest.approx(total, rel=1e-12)
-        assert (to / "checkpoint.npz").read_bytes() == b"%d" % rows
+        assert (to / "checkpoint.npz").read_bytes() == (source / "checkpoint.npz").read_bytes()
     with pytest.raises(SystemExit, match="is longer than"):
         keep.main([str(tmp_path / "500-1" / "seed-0"), "kept"])
     with pytest.raises(SystemExit, match="is another run"):
@@ -229,7 +232,7 @@ def test_a_long_run_is_kept_in_few_rows_with_all_its_time(tmp_path, monkeypatch)
     for none in (tmp_path, tmp_path / "502-1" / "seed-0"):
         with pytest.raises(SystemExit, match="holds no run"):
             keep.main([str(none), "kept"])
-    assert (to / "checkpoint.npz").read_bytes() == b"1001"
+    assert (to / "checkpoint.npz").read_bytes() == (source / "checkpoint.npz").read_bytes()
 
 
 def test_welch_and_holm_are_the_textbooks():
@@ -302,6 +305,10 @@ def test_the_release_pays_for_actions_beyond_their_bounds(monkeypatch):
 def test_tables_beside_rivals_are_those_of_the_runs():
     tables = {"rivals": rivals.table(), "fresh episodes": rivals.fresh(), "angles": rivals.angles()}
     in_pages("rivals.py", tables)
+
+
+def test_table_of_the_exclusion_is_that_of_the_runs():
+    in_pages("binding.py", {"binding": binding.table()})
 
 
 def test_results_in_the_pages_are_those_in_results():
