@@ -211,8 +211,6 @@ def train(config, run, state):
 
 # =========================================================== what the algorithm stands on
 # --- shared: tools ---
-Vector = np.ndarray
-
 class Failure(Exception):
     """Ends a run: one sentence that says what was wrong, where, and what to do."""
 
@@ -415,7 +413,7 @@ class Batch(NamedTuple):
     lasts: np.ndarray  # (episodes,) rows of both that have no action
     observations: np.ndarray  # (n, size): inputs without these
     actions: np.ndarray  # (n, k), or (n,) indices
-    reward: Vector  # (n,)
+    reward: np.ndarray  # (n,)
     cost: np.ndarray  # (n,), or (n, names) with --costs
     lengths: np.ndarray  # (episodes,): T
     terminated: np.ndarray  # (episodes,): if not, truncated
@@ -679,16 +677,16 @@ def env_step(env, output, costs=()):
 class Episode(NamedTuple):
     observations: np.ndarray  # (T + 1, size), as the environment gave them
     actions: np.ndarray  # (T, k) or (T,) indices: outputs of the policy, see to_action
-    rewards: Vector  # (T,)
+    rewards: np.ndarray  # (T,)
     costs: np.ndarray  # (T,), or (T, names) with --costs
     terminated: bool  # if not, the episode was truncated
 
 class Actor(NamedTuple):
     """A policy as workers need it: float64, one row at a time: the same bits in every process."""
     policy: Policy
-    theta: Vector
-    mean: Vector  # of observations
-    std: Vector
+    theta: np.ndarray  # (p,)
+    mean: np.ndarray  # (size,), of observations
+    std: np.ndarray  # (size,)
 
     def normalise(self, observations):
         return ((observations - self.mean) / self.std).clip(-10, 10)
