@@ -499,11 +499,6 @@ def by_budget(config, costs):
         return costs.T
     return costs if costs.ndim == 1 else costs.sum(axis=1)
 
-def episode_costs(config, episodes):
-    """Costs of episodes, (episodes,), and budget, (); with several budgets (m, episodes), (m,)."""
-    totals = by_budget(config, np.array([each.costs.sum(axis=0) for each in episodes]))
-    return totals, np.array(config.cost_limit)
-
 def budget_names(config):
     return [f"cost_{name}" for name in config.costs] if np.ndim(config.cost_limit) else ["cost"]
 
@@ -1093,6 +1088,11 @@ def per_budget(function, *arrays):
         return function(*arrays)
     found = [function(*rows) for rows in zip(*arrays)]
     return tuple(map(np.array, zip(*found))) if isinstance(found[0], tuple) else np.array(found)
+
+def episode_costs(config, episodes):
+    """Costs of episodes, (episodes,), and budget, (); with several budgets (m, episodes), (m,)."""
+    totals = by_budget(config, np.array([each.costs.sum(axis=0) for each in episodes]))
+    return totals, np.array(config.cost_limit)
 
 # ------------------------------------------ 3b. units and cost as the authors' code has them
 def in_our_units(config, policy):

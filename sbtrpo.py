@@ -485,11 +485,6 @@ def by_budget(config, costs):
         return costs.T
     return costs if costs.ndim == 1 else costs.sum(axis=1)
 
-def episode_costs(config, episodes):
-    """Costs of episodes, (episodes,), and budget, (); with several budgets (m, episodes), (m,)."""
-    totals = by_budget(config, np.array([each.costs.sum(axis=0) for each in episodes]))
-    return totals, np.array(config.cost_limit)
-
 def budget_names(config):
     return [f"cost_{name}" for name in config.costs] if np.ndim(config.cost_limit) else ["cost"]
 

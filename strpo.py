@@ -499,11 +499,6 @@ def by_budget(config, costs):
         return costs.T
     return costs if costs.ndim == 1 else costs.sum(axis=1)
 
-def episode_costs(config, episodes):
-    """Costs of episodes, (episodes,), and budget, (); with several budgets (m, episodes), (m,)."""
-    totals = by_budget(config, np.array([each.costs.sum(axis=0) for each in episodes]))
-    return totals, np.array(config.cost_limit)
-
 def budget_names(config):
     return [f"cost_{name}" for name in config.costs] if np.ndim(config.cost_limit) else ["cost"]
 
@@ -1081,6 +1076,11 @@ def dual_variables(k, m, rho, best_gain, best_away, delta_1):
     if m == 0:  # step_g: only the trust region binds
         return best_gain / (2 * delta_1), 0.0
     return best_gain / (2 * delta_1) / k, m / k * best_gain / best_away  # both bind
+
+def episode_costs(config, episodes):
+    """Costs of episodes, (episodes,), and budget, (); with several budgets (m, episodes), (m,)."""
+    totals = by_budget(config, np.array([each.costs.sum(axis=0) for each in episodes]))
+    return totals, np.array(config.cost_limit)
 
 def quantile_slope(outputs, targets):
     """Derivative of the mean quantile loss of k outputs, of levels 1/2k, 3/2k, ..."""
