@@ -576,8 +576,7 @@ def make_env(task, **rendering):
         spaces.flatdim(env.observation_space)
         env.reset(seed=0)  # the first episode after `make` differs in its last bits
     except (Exception, SystemExit) as error:
-        text = f"--task {task} cannot be made: {type(error).__name__}: {error}"
-        raise Failure(text) from None
+        raise Failure(f"--task {task} cannot be made: {type(error).__name__}: {error}") from None
     if not isinstance(env.action_space, (spaces.Box, spaces.Discrete)):
         raise Failure(f"--task {task} has actions in {env.action_space}, not in a Box or Discrete.")
     return env
@@ -639,14 +638,12 @@ def step_cost(info, names):
         raise ValueError("this step has no single cost, in info['cost'] or as the third of six "
                          f"values; for --costs: {known}")
     if not set(names) <= set(named):
-        text = f"this step has not all of {', '.join(names)}; for --costs: {known}"
-        raise ValueError(text)
+        raise ValueError(f"this step has not all of {', '.join(names)}; for --costs: {known}")
     return np.array([number(f"cost {name}", named[name]) for name in names], float)
 
 def env_step(env, output, costs=()):
     """(observation, reward, cost, terminated, truncated) after the action that is meant."""
-    values = env.step(to_action(env.action_space, output))
-    observation, reward, terminated, truncated, info = values
+    observation, reward, terminated, truncated, info = env.step(to_action(env.action_space, output))
     observation = to_vector(env.observation_space, observation)
     reward, cost = number("reward", reward), step_cost(info, costs)
     if not (math.isfinite(reward) and np.isfinite(cost).all() and np.isfinite(observation).all()):
