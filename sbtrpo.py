@@ -462,8 +462,7 @@ def fit_critic(critic, sizes, inputs, targets, orders, slope=np.subtract):
     critic, targets = critic.astype(np.float32), targets.astype(np.float32)[:, None]
     gradient, mean, square = np.zeros((3, len(critic)), np.float32)
     layers, gradients = unflatten(critic, sizes)[0], unflatten(gradient, sizes)[0]  # views
-    count = math.ceil(len(inputs) / 256)
-    batches = [np.array_split(order, count) for order in orders]
+    batches = [np.array_split(order, math.ceil(len(order) / 256)) for order in orders]
     for t, rows in enumerate(itertools.chain(*batches), start=1):
         given, (W, b) = layer_inputs(layers, inputs[rows]), layers[-1]
         error = slope(given[-1] @ W + b, targets[rows]) / len(rows)
@@ -558,9 +557,8 @@ class CostInInfo(gymnasium.Wrapper):
 def make_env(task, **rendering):
     """An environment with actions that to_action knows; a module of yours may register it."""
     try:
-        package = None  # first, so that a module that imports it finds it mended
-        if importlib.util.find_spec("safety_gymnasium"):
-            package = safety_gymnasium()
+        # first, so that a module that imports it finds it mended
+        package = safety_gymnasium() if importlib.util.find_spec("safety_gymnasium") else None
         module, _, name = task.rpartition(":")
         if module:
             importlib.import_module(module)
