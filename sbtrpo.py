@@ -533,12 +533,11 @@ def safety_gymnasium():
                 setattr(cls, name, dataclasses.field(default_factory=value.copy))
         return dataclass(cls)
 
-    sys.modules[f"{robotics}.mujoco_multi"] = unittest.mock.MagicMock()
-    with unittest.mock.patch.object(dataclasses, "dataclass", dataclass_with_arrays):
-        package = importlib.import_module("safety_gymnasium")
     # only a picture needs textures; to decode them took a second of each reset
     mujoco.MjModel.from_xml_string = staticmethod(lambda xml: compile_model(textures.sub("", xml)))
-    return package
+    sys.modules[f"{robotics}.mujoco_multi"] = unittest.mock.MagicMock()
+    with unittest.mock.patch.object(dataclasses, "dataclass", dataclass_with_arrays):
+        return importlib.import_module("safety_gymnasium")
 
 class CostInInfo(gymnasium.Wrapper):
     """Below all other wrappers, which know five values: the cost, third of six, goes into info."""
