@@ -639,11 +639,12 @@ def number(name, value):
 def step_cost(info, names):
     """A number, info["cost"]; with --costs an array, of info["cost_NAME"], or of a dict's keys."""
     given = info.get("cost")
-    if not (names or given is None or isinstance(given, dict)):
-        return number("cost", given)
-    named = given
-    if not isinstance(given, dict):
+    if isinstance(given, dict):
+        named = given
+    elif names or given is None:
         named = {key[5:]: info[key] for key in info if key.startswith("cost_")}
+    else:
+        return number("cost", given)
     known = ", ".join(named) or "none"
     if not names:
         raise ValueError("this step has no single cost, in info['cost'] or as the third of six "
