@@ -312,11 +312,11 @@ def distributions(policy, theta, observations):
         return outputs - anp.log(anp.sum(anp.exp(outputs), axis=1, keepdims=True))
     return anp.concatenate([outputs, anp.zeros_like(outputs) + log_std], axis=1)
 
-def log_probabilities(policy, distributions, actions):
+def log_probabilities(policy, pi, actions):
     """log pi(a|s), (n,), of indices (n,), or of Gaussian actions (n, k), summed over k."""
     if policy.discrete:
-        return distributions[np.arange(len(actions)), actions]
-    mean, log_std = anp.split(distributions, 2, axis=1)
+        return pi[np.arange(len(actions)), actions]
+    mean, log_std = anp.split(pi, 2, axis=1)
     z = (actions - mean) * anp.exp(-log_std)
     return anp.sum(-0.5 * z**2 - log_std - 0.5 * math.log(2 * math.pi), axis=1)
 
@@ -381,14 +381,14 @@ def share_kept(config, policy, theta, observations, gradient, lengths, weights, 
     if len(lengths) < 2:
         return math.nan
     first = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
-    part = gradient(np.where(first, weights, 0.0) / len(weights))
-    parts = part, whole - part
+    one = gradient(np.where(first, weights, 0.0) / len(weights))
+    other = whole - one
     fisher = fisher_product(policy, theta, observations[:: len(first) // 300 + 1], config.damping)
-    x, y = (conjugate_gradients(fisher, g, config.cg_iterations)[0] for g in parts)
-    squares = (parts[0] @ x) * (parts[1] @ y)
+    x, y = (conjugate_gradients(fisher, g, config.cg_iterations)[0] for g in (one, other))
+    squares = (one @ x) * (other @ y)
     if not squares > 0:
         return math.nan
-    cosine = (parts[0] @ y + parts[1] @ x) / 2 / math.sqrt(squares)
+    cosine = (one @ y + other @ x) / 2 / math.sqrt(squares)
     return float(2 * cosine / (1 + cosine))
 
 # ---------------------------------------------------------- 6. advantages and critics
