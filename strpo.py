@@ -261,9 +261,8 @@ def conjugate_gradients(product, b, iterations):
     return scale * x, math.sqrt(rr / start) if start else 0.0
 
 def line_search(judge, theta, step, shrink=0.8, trials=60):
-    """The largest fraction shrink^k of a step to pass judge: theta -> (what failed, measured).
-    Returns the new parameters, the old ones if none passes, and what was measured there, with
-    stopped_by: what the next larger fraction failed."""
+    """theta + shrink^k step of the least k to pass judge: theta -> (what failed, measured), or else
+    theta; and what was measured there, with stopped_by: what the next larger step failed."""
     stopped_by = "nothing"
     for trial, fraction in enumerate([*shrink ** np.arange(trials), 0.0]):
         failed, measured = judge(theta + fraction * step)
