@@ -14,6 +14,7 @@ import conftest
 import differences
 import keep
 import margins
+import mutants
 import mutations
 import pages
 import promise
@@ -150,12 +151,18 @@ def test_paths_in_the_results_exist():
 
 
 def test_every_mistake_on_the_list_was_made_and_seen():
-    """results/mutants.json has each as it now stands in tests/mutations.py, with the test that saw it."""
+    """results/mutants.json has each as it now stands in tests/mutations.py, with the test that saw it; and what
+    it replaces stands once in its file."""
     made = {each.pop("name"): each for each in json.loads((RESULTS / "mutants.json").read_text())}
     assert all(each.pop("killed_by") for each in made.values())
     listed = {mistake.name: {"file": mistake.file, "old": mistake.old, "new": mistake.new}
               for mistake in mutations.MISTAKES}
     assert made == listed and len(listed) > 200
+    scripts = {name: (ROOT / name).read_text() for name in mutants.SCRIPTS}
+    for mistake in mutations.MISTAKES:
+        for name in mutants.SCRIPTS if mistake.file == "shared" else [mistake.file]:
+            text = scripts.get(name) or (ROOT / name).read_text()
+            assert text.count(mistake.old) == 1, f"{mistake.name}: not once in {name}"
 
 
 def test_means_of_the_development_runs_are_those_of_their_epochs():
