@@ -894,7 +894,8 @@ def checksum(state):
     return crc
 
 def save(run, config, state, row=None):
-    """checkpoint.npz and progress.csv; with a row, the one before as checkpoint.previous.npz."""
+    """checkpoint.npz and progress.csv. With a row, of a new epoch, the checkpoint before stays as
+    checkpoint.previous.npz; without, config.json is written, too: packages and options."""
     if row:
         names = state["progress"].decode().partition("\n")[0].split(",")
         lines = [[row.get(name, math.nan) for name in names]]  # of a run that had other columns
@@ -906,14 +907,11 @@ def save(run, config, state, row=None):
     previous = run / "checkpoint.previous.npz" if row else None
     write(run / "checkpoint.npz", buffer.getvalue(), previous)
     write(run / "progress.csv", state["progress"])
-    if not (run / "config.json").exists():  # last: where it is, a run can be resumed
-        save_config(run, config)
-
-def save_config(run, config):
-    """config.json: which algorithm, with which packages and options."""
-    packages = ("numpy", "autograd", "gymnasium", "mujoco")
-    about = {"algorithm": ALGORITHM, "python": sys.version}
-    about |= {name: importlib.metadata.version(name) for name in packages}
+    if row and (run / "config.json").exists():
+        return
+    about = {"algorithm": ALGORITHM, "python": sys.version}  # last: now it can be resumed
+    for package in ("numpy", "autograd", "gymnasium", "mujoco"):
+        about[package] = importlib.metadata.version(package)
     about["config"] = dataclasses.asdict(config)
     write(run / "config.json", json.dumps(about, indent=1).encode())
 
@@ -1102,7 +1100,7 @@ def own(run):
     return lock
 
 def open_run(argv):
-    """A new run, with a first checkpoint in its folder, or the one to resume; and its lock."""
+    """A new run, or the one to resume, with a checkpoint in its folder; and its lock."""
     parser = make_parser()
     options = vars(parser.parse_args(argv))
     run = options.pop("resume")
@@ -1119,18 +1117,15 @@ def open_run(argv):
         config = dataclasses.replace(config, **{"scheduler": ""} | options)
         if options.get("total_steps", math.inf) < state["steps"]:
             raise Failure(f"{run} has done {state['steps']:,} steps: --total-steps is too small.")
-        save_config(run, config)  # a raised total is the run's
-        save(run, config, state)  # the state may be that of checkpoint.previous.npz
-        return config, run, state, lock
-    config = Config(**PRESETS.get(options.get("preset"), {}) | options)
-    task = re.sub(r"[^\w.-]", "-", config.task)
-    run = Path("runs", config.experiment, task, ALGORITHM, f"seed-{config.seed}")
-    state = initial_state(config)
-    run.mkdir(parents=True, exist_ok=True)
-    lock = own(run)
-    if (run / "config.json").exists():
-        parser.error(f"{run} exists: --resume {run}, or choose another --experiment or --seed")
-    save(run, config, state)
+    else:
+        config = Config(**PRESETS.get(options.get("preset"), {}) | options)
+        task = re.sub(r"[^\w.-]", "-", config.task)
+        run = Path("runs", config.experiment, task, ALGORITHM, f"seed-{config.seed}")
+        state = initial_state(config)
+        lock = own(run)  # makes the folder
+        if (run / "config.json").exists():
+            parser.error(f"{run} exists: --resume {run}, or choose another --experiment or --seed")
+    save(run, config, state)  # a raised total, too, and the state of checkpoint.previous.npz
     return config, run, state, lock
 
 def main(argv=None):
