@@ -728,9 +728,7 @@ def guard_worker(parent):
             time.sleep(1)
         os._exit(1)
 
-    patience = threading.Timer(10, os._exit, [1])
-    patience.daemon = True
-    multiprocessing.util.Finalize(None, patience.start, exitpriority=1)  # before they are closed
+    multiprocessing.util.Finalize(None, signal.alarm, [10], exitpriority=1)  # before they close
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
