@@ -1218,23 +1218,22 @@ class Config(Checked):
 
 # --- shared: command line ---
 def make_parser():
-    usage = "%(prog)s [--resume RUN | --option value ...]"
     parser = argparse.ArgumentParser(
-        usage=usage, allow_abbrev=False, epilog=f"PRESETS = {PRESETS}")
+        usage="%(prog)s [--resume RUN | --option value ...]", epilog=f"PRESETS = {PRESETS}",
+        allow_abbrev=False, argument_default=argparse.SUPPRESS)
     text = "go on with this folder's run; of the options only --total-steps, --workers, --scheduler"
     parser.add_argument("--resume", type=run_folder, metavar="RUN", help=text)
     for field in dataclasses.fields(Config):
         if field.name in GROUPS:
             group = parser.add_argument_group(GROUPS[field.name])
-        kind, text = {"type": field.type}, "{text} {rule}".format_map(field.metadata)
-        if field.type is tuple:
-            kind = {"type": type(field.default[0]) if field.default else str, "nargs": "+"}
-        if field.name == "cost_limit":
-            kind["nargs"] = "+"
+        name, kind = field.name.replace("_", "-"), field.type
+        nargs = "+" if kind is tuple or name == "cost-limit" else None
+        if kind is tuple:
+            kind = type(field.default[0]) if field.default else str
+        text = "{text} {rule}".format_map(field.metadata)
         if field.default not in ((), ""):
             text += f" (default {field.default})"
-        name = "--" + field.name.replace("_", "-")
-        group.add_argument(name, default=argparse.SUPPRESS, metavar="x", help=text, **kind)
+        group.add_argument(f"--{name}", type=kind, nargs=nargs, metavar="x", help=text)
     return parser
 
 def own(run):
@@ -1252,7 +1251,7 @@ def open_run(argv):
     """A new run, or the one to resume, with a checkpoint in its folder; and its lock."""
     parser = make_parser()
     options = vars(parser.parse_args(argv))
-    run = options.pop("resume")
+    run = options.pop("resume", None)
     if len(options.get("cost_limit", [])) == 1:
         options["cost_limit"] = options["cost_limit"][0]
     if run:
