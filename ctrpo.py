@@ -909,12 +909,12 @@ def save(run, config, state, row=None):
     """checkpoint.npz and progress.csv. With a row, of a new epoch, the checkpoint before stays as
     checkpoint.previous.npz; without, config.json is written, too: packages and options."""
     if row:
-        names = state["progress"].decode().partition("\n")[0].split(",")
-        lines = [[row.get(name, math.nan) for name in names]]  # of a run that had other columns
-        if not state["progress"]:
-            lines = row, row.values()
-        state["progress"] += "".join(",".join(map(str, line)) + "\n" for line in lines).encode()
-    np.savez(buffer := io.BytesIO(), checksum=checksum(state), **state)
+        text = state["progress"].decode() or ",".join(row) + "\n"
+        names = text.partition("\n")[0].split(",")
+        values = [str(row.get(name, math.nan)) for name in names]  # an older run: other columns
+        state["progress"] = (text + ",".join(values) + "\n").encode()
+    buffer = io.BytesIO()
+    np.savez(buffer, checksum=checksum(state), **state)
     run.mkdir(parents=True, exist_ok=True)
     previous = run / "checkpoint.previous.npz" if row else None
     write(run / "checkpoint.npz", buffer.getvalue(), previous)
