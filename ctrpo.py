@@ -1020,8 +1020,7 @@ class Checked:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value, rule = getattr(self, field.name), field.metadata["rule"]
-            values = value if isinstance(value, (tuple, list)) else [value]
-            if rule and not all(allowed(each, rule) for each in values):
+            if rule and not all(allowed(each, rule) for each in np.atleast_1d(value)):
                 name = field.name.replace("_", "-")
                 raise Failure(f"--{name} is {value!r} but must be in {rule}.")
         budgets, names = np.size(self.cost_limit), len(self.costs)
