@@ -749,8 +749,7 @@ def result_of(job, name):
 def collect(executor, config, actor, first, size, attempt=1):
     """Episodes first, first + 1, ... in this order, to the one that reaches `size` steps; and the
     executor, another one if a worker has died: then all start anew."""
-    run = functools.partial(
-        run_episode, config.task, config.seed, actor=actor, costs=tuple(config.costs))
+    run = functools.partial(run_episode, config.task, config.seed, actor=actor, costs=config.costs)
     episodes, jobs, planned, steps, length = [], [], first, 0, 1000
     try:
         while steps < size:
