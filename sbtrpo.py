@@ -821,15 +821,14 @@ def initial_state(config):
     if env.spec.max_episode_steps is None:
         print(f"{config.task} is registered without max_episode_steps: its episodes have to end by "
               "themselves.", flush=True)
-    discrete, size = hasattr(env.action_space, "n"), spaces.flatdim(env.observation_space)
-    actions = spaces.flatdim(env.action_space)
+    discrete = isinstance(env.action_space, spaces.Discrete)
+    size, actions = spaces.flatdim(env.observation_space), spaces.flatdim(env.action_space)
     sizes, log_std = (size, *config.hidden, actions), np.full(actions, math.log(config.initial_std))
-    state = {"sizes": np.array(sizes), "discrete": discrete}
-    state["theta"] = initial_parameters(sizes, [] if discrete else log_std, rng)
+    theta = initial_parameters(sizes, [] if discrete else log_std, rng)
+    state = {"sizes": np.array(sizes), "discrete": discrete, "theta": theta}
     for kind, outputs in CRITIC_OUTPUTS.items():  # a critic says 0 until it has learned
         for name in budget_names(config) if kind == "cost" else [kind]:
-            critic = initial_parameters((*sizes[:-1], outputs), [], rng, last=0.0)
-            state[f"{name}_critic"] = critic
+            state[f"{name}_critic"] = initial_parameters((*sizes[:-1], outputs), [], rng, last=0.0)
     state["moments"] = np.zeros((3, size))  # of observations: count, mean, squared deviations
     state |= {"epoch": 0, "steps": 0, "next_episode": 0, "regret": 0.0, **MEMORY}
     return state | {"progress": b""}  # progress.csv, in here so that it is of the same epoch
