@@ -957,7 +957,7 @@ def load_run(run):
     for path in (run / "checkpoint.npz", run / "checkpoint.previous.npz"):
         try:
             with np.load(path) as arrays:
-                state = {name: arrays[name] for name in arrays}
+                state = dict(arrays)
             if state.pop("checksum") != checksum(state):
                 raise ValueError("its checksum does not fit")
             return config, {name: a if a.ndim else a.item() for name, a in state.items()}
@@ -993,8 +993,8 @@ def report(run, state):
         axis.set(title=name, xlabel="environment steps")
         if name != "kept":  # that of one epoch is rough
             text += f" {name} {np.mean(values[-max(1, len(rows) // 10):]):.3g}"
-    for name in [name for name in rows[0] if name.startswith("Misc/recovery")]:
-        if all(row[name] == "1" for row in rows):
+    for name in rows[0]:
+        if name.startswith("Misc/recovery") and all(row[name] == "1" for row in rows):
             cost = name.removeprefix("Misc/recovery").removeprefix("_") or "the cost"
             text = f"All epochs were recovery: {cost} was never low enough to end it.\n{text}"
     figure.savefig(run / "curves.png")
