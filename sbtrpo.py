@@ -952,10 +952,9 @@ def load_run(run):
     raise Failure(f"{run} holds no run that can be resumed; start anew under another --experiment.")
 
 def load_policy(run, rng=None):
-    """observation -> an action of a run's policy, as the run's environment takes it: the mean (the
-    most likely one, if discrete), or, with a numpy Generator, a sample, as in training. For
-    `act = load_policy("runs/..."); env.step(act(observation))`. Fails where there is no run, or
-    where an action is not finite (`Failure`)."""
+    """observation -> an action of a run's policy, as its environment takes it: the mean (the most
+    likely one, if discrete), or, with a numpy Generator, a sample. `act = load_policy("runs/...");
+    env.step(act(observation))`. Raises Failure: there is no run, or an action is not finite."""
     config, state = load_run(run_folder(run))
     env, act = make_env(config.task), make_actor(state).acting(rng)
     env.close()
