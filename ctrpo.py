@@ -1048,7 +1048,7 @@ def several_barriers_step(reward_gradient, reward_direction, cost_gradients, cos
     gradients = np.array([reward_gradient, *cost_gradients])
     directions = np.array([reward_direction, *cost_directions])
     pairs = [steepest_step(g, x, delta) for g, x in zip(gradients, directions)]
-    best_steps, per_best = np.array([pair[0] for pair in pairs]), np.array([p[1] for p in pairs])
+    best_steps, per_best = map(np.array, zip(*pairs))
     cosines = per_best @ best_steps.T
     best = np.sum(gradients * best_steps, axis=1)
     power = 2 if barrier == "log" else 1  # w s, with s = best^2 / (2 delta), phi'' = 1 / m^power
