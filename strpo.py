@@ -813,8 +813,7 @@ def in_workers(executor, functions):
 
 # ----------------------------------------------------------------- 9. what a run leaves
 def episode_metrics(episodes, names=()):
-    """Raw means over the epoch's episodes, undiscounted; an episode is safe if its cost, the sum of
-    those that --costs names, is 0."""
+    """Raw means over episodes, undiscounted; one is safe if its cost, the sum of --costs, is 0."""
     reward, cost = np.array([[each.rewards.sum(), each.costs.sum()] for each in episodes]).T
     length = np.mean([len(episode.costs) for episode in episodes])
     each_cost = np.mean([episode.costs.sum(axis=0) for episode in episodes], axis=0)
