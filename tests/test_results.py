@@ -151,7 +151,7 @@ def test_paths_in_the_results_exist():
 
 
 def test_every_mistake_on_the_list_was_made_and_seen():
-    """results/mutants.json has each as it now stands in tests/mutations.py, with the test that saw it; and what
+    """results/mutants.json has each as it now stands in tests/mutations.py, with the test that saw it; what
     it replaces stands once in its file."""
     made = {each.pop("name"): each for each in json.loads((RESULTS / "mutants.json").read_text())}
     assert all(each.pop("killed_by") for each in made.values())
