@@ -184,7 +184,7 @@ def train(config, run, state):
                 executor, config, actor, state["next_episode"], config.batch_steps)
             collected, metrics = time.perf_counter(), episode_metrics(episodes, config.costs)
 
-            batch = make_batch(episodes, actor)  # n steps: observations (n, size), actions (n, k)
+            batch = make_batch(episodes, actor)  # n steps: observations (n, size), actions (n, d)
             rewards, costs, fits = estimate_advantages(config, batch, state)  # A_r, A_c: (n,)
             critics = in_workers(executor, fits)  # while the policy is updated here
             unit = 1 / (1 - config.discount) if config.official_units else metrics["EpLen"]
@@ -219,6 +219,7 @@ class Diverged(Failure):
 
 WEIGHTS, CRITICS, EPISODE = 2, 3, 4  # purposes of random streams; evaluation has 1
 WARM_UP = 2**41  # where the indices of its episodes begin
+LEAST_STD = 1e-3  # of an observation
 
 THREADS = concurrent.futures.ThreadPoolExecutor(2)  # no bit depends on how many
 
@@ -261,7 +262,7 @@ def conjugate_gradients(product, b, iterations):
     return scale * x, math.sqrt(rr / start) if start else 0.0
 
 def line_search(judge, theta, step, shrink=0.8, trials=60):
-    """theta + shrink^k step of the least k to pass judge: theta -> (what failed, measured), or else
+    """theta + shrink^i step of the least i to pass judge: theta -> (what failed, measured), or else
     theta; and what was measured there, with stopped_by: what the next larger step failed."""
     stopped_by = "nothing"
     for trial, fraction in enumerate([*shrink ** np.arange(trials), 0.0]):
@@ -316,8 +317,8 @@ def backwards(layers, gradients, inputs, slope):
             slope = slope @ W.T * (1 - h * h)
 
 def distributions(policy, theta, observations):
-    """pi(.|s) in rows, as precise as observations: log probabilities (n, k) of k indices, or mean
-    and log std (n, 2k) of k dimensions."""
+    """pi(.|s) in rows, as precise as observations: log probabilities (n, d) of d indices, or mean
+    and log std (n, 2d) of d dimensions."""
     layers, log_std = unflatten(theta.astype(observations.dtype), policy.sizes)
     outputs = network(layers, observations)
     if policy.discrete:
@@ -326,7 +327,7 @@ def distributions(policy, theta, observations):
     return anp.concatenate([outputs, anp.zeros_like(outputs) + log_std], axis=1)
 
 def log_probabilities(policy, pi, actions):
-    """log pi(a|s), (n,), of indices (n,), or of Gaussian actions (n, k), summed over k."""
+    """log pi(a|s), (n,), of indices (n,), or of Gaussian actions (n, d), summed over d."""
     if policy.discrete:
         return pi[np.arange(len(actions)), actions]
     mean, log_std = anp.split(pi, 2, axis=1)
@@ -411,7 +412,7 @@ class Batch(NamedTuple):
     inputs: np.ndarray  # the same, normalised; float32
     lasts: np.ndarray  # (episodes,) rows of both that have no action
     observations: np.ndarray  # (n, size): inputs without these
-    actions: np.ndarray  # (n, k), or (n,) indices
+    actions: np.ndarray  # (n, d), or (n,) indices
     reward: np.ndarray  # (n,)
     cost: np.ndarray  # (n,), or (n, names) with --costs
     lengths: np.ndarray  # (episodes,): T
@@ -492,7 +493,7 @@ def fit_to(batch, critic, sizes, targets, rng, slope=np.subtract):
     return functools.partial(fit_critic, critic, sizes, batch.observations, targets, orders, slope)
 
 def by_budget(config, costs):
-    """Costs (n,) or (n, names) of steps or episodes: the sum (n,); with several budgets (m, n)."""
+    """Costs (n,) or (n, names) of steps or episodes: the sum (n,), or of each budget, in rows."""
     if np.ndim(config.cost_limit):
         return costs.T
     return costs if costs.ndim == 1 else costs.sum(axis=1)
@@ -501,8 +502,8 @@ def budget_names(config):
     return [f"cost_{name}" for name in config.costs] if np.ndim(config.cost_limit) else ["cost"]
 
 def estimate_advantages(config, batch, state):
-    """Advantages of reward, (n,), and of cost, (n,) or, with several budgets, (m, n); and functions
-    that fit critics to this batch, for the next:
+    """Advantages of reward, (n,), and of cost, (n,) or, with several budgets, (budgets, n); and
+    functions that fit critics to this batch, for the next:
     mc    discounted return to go
     time  the same, less the mean of the other episodes at equal time
     gae   generalised advantage estimation with a critic for each, less the batch mean"""
@@ -606,7 +607,7 @@ def env_of_thread(task, thread):
     return env
 
 def to_action(space, output):
-    """What a policy's output, index or (k,), means in an action space: a new member of it. Numbers
+    """What a policy's output, index or (d,), means in an action space: a new member of it. Numbers
     with two finite bounds are mapped from [-1, 1] to these; all are clipped, whole ones rounded."""
     if isinstance(space, spaces.Discrete):
         return int(output) + int(space.start)
@@ -665,7 +666,7 @@ def env_step(env, output, costs=()):
 
 class Episode(NamedTuple):
     observations: np.ndarray  # (T + 1, size), as the environment gave them
-    actions: np.ndarray  # (T, k) or (T,) indices: outputs of the policy, see to_action
+    actions: np.ndarray  # (T, d) or (T,) indices: outputs of the policy, see to_action
     rewards: np.ndarray  # (T,)
     costs: np.ndarray  # (T,), or (T, names) with --costs
     terminated: bool  # if not, the episode was truncated
@@ -851,7 +852,7 @@ def make_actor(state):
     count, mean, squares = state["moments"]
     std = np.ones_like(mean)
     if count[0] > 0:
-        std = np.sqrt(np.maximum(squares / count, 1e-6))
+        std = np.maximum(np.sqrt(squares / count), LEAST_STD)
     policy = Policy(tuple(state["sizes"].tolist()), state["discrete"])
     return Actor(policy, state["theta"], mean, std)
 
@@ -871,13 +872,13 @@ def warm_up(executor, config, state):
 def advance(state, batch, theta, critics, regret):
     """The state after an epoch. First layers absorb the new scaling of the observations: policy and
     critics stay the functions that they were, but where observations are clipped. The weights of an
-    input that was constant until now stay: at its floor, std says nothing of its scale."""
+    input that was constant until now stay: the least std says nothing of its scale."""
     before, state = make_actor(state), with_moments(state, batch.raw) | critics
     state |= {"theta": theta, "regret": regret, "epoch": state["epoch"] + 1,
               "steps": state["steps"] + len(batch.cost),
               "next_episode": state["next_episode"] + len(batch.lengths)}
     after = make_actor(state)
-    std = np.where(before.std > 1e-3, before.std, after.std)
+    std = np.where(before.std > LEAST_STD, before.std, after.std)
     for name in [name for name in state if name == "theta" or name.endswith("_critic")]:
         state[name] = state[name].copy()
         W, b = unflatten(state[name], after.policy.sizes[:2])[0][0]  # views
@@ -1035,15 +1036,15 @@ class Checked:
 # -------------------------------------------- 1b. the step, where several costs have a budget each
 def several_barriers_step(reward_gradient, reward_direction, cost_gradients, cost_directions,
                           delta, beta, margins, barrier, recovery):
-    """(4) for m costs, gradients (m, p), margins and recovery (m,), with a barrier for each that
-    is not in recovery: H = F + sum_i w_i g_i g_i^T. By Woodbury's identity
+    """(4) for several costs, gradients (costs, p), margins and recovery (costs,). Each that is not
+    in recovery has a barrier: H = F + sum_i w_i g_i g_i^T. By Woodbury's identity
 
         y = x - sum_i c_i x_i   with   sum_j (g_i.x_j + [i = j] / w_i) c_j = g_i.x
 
     where, if no cost is in recovery, x = x_r and step = sqrt(2 delta / g_r.y) y. Else the goal is
     the sum of the g_i in recovery, each over sqrt(g_i.x_i), which frees it of units, and the step
     goes down: two costs both fall, to first order, where no third has a barrier or recovers too.
-    Gradients may be dependent, or 0. Returns the step and its promises; costs' figures are (m,)."""
+    Gradients may be dependent, or 0. Returns the step and what it promises, to each cost."""
     gradients = np.array([reward_gradient, *cost_gradients])
     directions = np.array([reward_direction, *cost_directions])
     pairs = [steepest_step(g, x, delta) for g, x in zip(gradients, directions)]
@@ -1075,16 +1076,16 @@ def per_budget(function, *arrays):
     return tuple(map(np.array, zip(*found))) if isinstance(found[0], tuple) else np.array(found)
 
 def episode_costs(config, episodes):
-    """Costs of episodes, (episodes,), and budget, (); with several budgets (m, episodes), (m,)."""
+    """Costs of episodes, (episodes,), and budget, (); a row and a value for each of several."""
     totals = by_budget(config, np.array([each.costs.sum(axis=0) for each in episodes]))
     return totals, np.array(config.cost_limit)
 
 # ------------------------------------------ 3b. units and cost as the authors' code has them
 def in_our_units(config, policy):
-    """The release averages over k action dimensions: KL / k + beta Psi <= delta, F / k damped."""
+    """The release averages over d action dimensions: KL / d + beta Psi <= delta, F / d damped."""
     if config.official_units and not policy.discrete:
-        k = policy.sizes[-1]
-        delta, beta, damping = k * config.delta, k * config.beta, k * config.damping
+        d = policy.sizes[-1]
+        delta, beta, damping = d * config.delta, d * config.beta, d * config.damping
         return dataclasses.replace(config, delta=delta, beta=beta, damping=damping)
     return config
 
