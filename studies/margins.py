@@ -7,8 +7,9 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""C-TRPO does not know its margin: a normal step is taken when noise has made the cost look low. See
-results/margins.md, by `uv run studies/margins.py [LABEL=]FOLDER ...`, of runs of ctrpo.py.
+"""C-TRPO does not know its margin: a normal step is taken when noise has made the cost look low. A table of
+runs in results/, in docs/ctrpo.md, by `uv run studies/margins.py`; of others it prints one, given
+[LABEL=]FOLDER ....
 
 The margin of a step is b - J_c, and J_c a mean of a few episodes. A step is normal because J_c came out low:
 chosen by its own noise, it is too low on average, and the margin too wide. The table shows it by the cost of
@@ -24,12 +25,20 @@ on:
     recovery     J_c and the costs of the epochs with a recovery step
 """
 
-import argparse, csv, sys
+import argparse, csv, re, sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
 import numpy as np
-from report import find
+from pages import fill
+from report import Run, find
+from table import ANT, HOPPER, POINT, TASKS, joined
+
+SETTINGS = [(POINT, "defaults", "defaults-5M"), (POINT, "preset paper", "paper"),
+            (ANT, "delta 0.03", "delta-0.03"), (ANT, "preset paper", "paper"),
+            (HOPPER, "defaults", "defaults-5M"), (HOPPER, "preset paper", "paper"),
+            *((task, "budget 15", "paper-limit-15") for task in TASKS["SB-TRPO"])]
 
 
 def cells_of(folder: Path) -> list[str]:
@@ -49,19 +58,35 @@ def cells_of(folder: Path) -> list[str]:
         now = recovery[:-1] == flag
         means.append([f"{values[now].mean():.1f}" if now.any() else "–"
                       for values in (J_c[:-1], cost[:-1], cost[1:])])
-    seen = f"{np.median(surrogate[recovery == 0]):.2f}" if np.any(recovery == 0) else "–"
+    seen = f"{np.median(surrogate[recovery == 0]).round(2) + 0:.2f}" if np.any(recovery == 0) else "–"
     return [f"{np.diff(cost).std() / 2**0.5:.1f}", f"{1 - recovery.mean():.0%}", *means[0], seen, *means[1]]
+
+
+def table(runs: list[Run]) -> str:
+    costs = "this epoch", "next epoch"
+    head = ["run", "noise", "normal", "J_c", *costs, "seen", "recovery: J_c", *costs]
+    lines = [[f"{run.label or run.task}, seed {run.seed}", *cells_of(run.folder)] for run in runs]
+    return joined(head, lines)
+
+
+def kept() -> list[Run]:
+    """The runs in results/, as far as there are any."""
+    texts = []
+    for task, label, end in SETTINGS:
+        name = re.match(r"Safety(.*?)(Velocity)?-v\d", task)[1]
+        folder = ROOT / "results" / f"ctrpo-{task}-{end}"
+        if folder.exists():
+            texts.append(f"{name}, {label}={folder}")
+    return find(texts)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0])
-    parser.add_argument("folders", metavar="[LABEL=]FOLDER", nargs="+", help="runs, at any depth")
-    texts = parser.parse_args(argv).folders
-    costs = "this epoch", "next epoch"
-    head = ["run", "noise", "normal", "J_c", *costs, "seen", "recovery: J_c", *costs]
-    lines = [head, ["---"] * len(head)]
-    lines += [[f"{run.label or run.task}, seed {run.seed}", *cells_of(run.folder)] for run in find(texts)]
-    print("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    parser.add_argument("folders", metavar="[LABEL=]FOLDER", nargs="*", help="runs, at any depth")
+    if texts := parser.parse_args(argv).folders:
+        print(table(find(texts)))
+    else:
+        fill("margins.py", {"margins": table(kept())})
 
 
 if __name__ == "__main__":

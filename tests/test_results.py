@@ -325,21 +325,8 @@ def test_results_in_the_pages_are_those_in_results():
         table.cells(RESULTS / "ctrpo-SafetyHopperVelocity-v1-paper", "ctrpo", "SafetyAntVelocity-v1")
 
 
-def test_margins_are_those_of_the_runs(capsys, monkeypatch):
-    """results/margins.md is what studies/margins.py prints of the folders that its labels name."""
-    monkeypatch.chdir(ROOT)
-    tasks = {"PointGoal1": table.POINT, "Ant": table.ANT, "Hopper": table.HOPPER, "PointPush2": table.PUSH2,
-             "CarCircle2": table.CIRCLE2, "Swimmer": table.SWIMMER, "PointGoal2": table.POINT2}
-    ends = {"defaults": "defaults-5M", "preset paper": "paper", "delta 0.03": "delta-0.03",
-            "budget 15": "paper-limit-15"}
-    lines = [line for line in (RESULTS / "margins.md").read_text().splitlines() if line.startswith("|")]
-    labels = list(dict.fromkeys(line.split("|")[1].split(", seed")[0].strip() for line in lines[2:]))
-    assert len(labels) == 11
-    for label in labels:
-        task, setting = label.split(", ")
-        margins.main([f"{label}=results/ctrpo-{tasks[task]}-{ends[setting]}"])
-    printed = [line for line in capsys.readouterr().out.splitlines() if ", seed" in line]
-    assert printed == lines[2:]
+def test_margins_are_those_of_the_runs():
+    in_pages("margins.py", {"margins": margins.table(margins.kept())})
 
 
 def test_tables_of_speed_are_those_of_its_results():
