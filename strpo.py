@@ -1280,8 +1280,8 @@ def main(argv=None):
         config, run, state, lock = open_run(argv)
         steps = f"from step {state['steps']:,} to {config.total_steps:,}"
         print(f"{config.task}: {steps}, in {run}", flush=True)
-        with lock:
-            print(report(run, train(config, run, state)))
+        print(report(run, train(config, run, state)))
+        lock.release()  # else it ends with this process
         return 0
     except (Failure, OSError, ImportError, KeyboardInterrupt) as error:
         saved = "\nWhat was saved is whole" if run else ""
