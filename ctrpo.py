@@ -11,10 +11,10 @@
 
 The idea in one sentence: reward is raised while the cost of an episode, J_c, stays below a budget
 b; a barrier on what is left of it, m = b - J_c, bends the geometry of policies so that the trust
-region around a safe policy contains, but for errors of estimation, only safe policies.
+region around a safe policy contains only safe ones, as far as a and m below are known.
 
     D(new) = KL(old || new) + beta Psi(a)      the trust region is D(new) <= delta       (1)
-    a      = mean (pi_new / pi_old - 1) A_c    the surrogate of J_c(new) - J_c(old)
+    a      = mean of (pi_new / pi_old - 1) A_c the surrogate of J_c(new) - J_c(old)
     Psi    = phi(m - a) - phi(m) + phi'(m) a   Bregman divergence of a barrier phi
            = -a/m - log(1 - a/m)               for phi(x) = -log x   (--barrier log)     (2)
            = a + (m - a) log(1 - a/m)          for phi(x) = x log x  (--barrier xlogx, the paper's)
@@ -24,9 +24,9 @@ Psi has no term linear in a. So the Hessian of D at the old policy is that of th
     H      = F + w g_c g_c^T                   w = beta phi''(m): beta / m^2 or beta / m (3)
     step   = sqrt(2 delta / g_r.y) y           with y = H^-1 g_r: the best reward step   (4)
 
-With x = F^-1 g, put y = x_r - u x_c into H y = g_r: all but a part along g_c cancels, and that is 0
-if w g_c.x_r = u (1 + w s), with s = g_c.x_c. So of the part of x_r along x_c, which alone changes
-the cost, only keep = 1 / (1 + w s) stays. Let step_r = sqrt(2 delta / g_r.x_r) x_r raise the reward
+With x = F^-1 g, y = x_r - u x_c solves H y = g_r if w g_c.x_r = u (1 + w s), with s = g_c.x_c. The
+part of x_r along x_c, which alone changes the cost, is g_c.x_r / s x_c; less u x_c, only the share
+keep = 1 / (1 + w s) of it stays. Let step_r = sqrt(2 delta / g_r.x_r) x_r raise the reward
 most, step_c = -sqrt(2 delta / s) x_c lower the cost most, and rho be the cosine of g_r and g_c in
 the F^-1 metric (rho > 0: what earns also costs). Then (4) is
 
@@ -40,8 +40,8 @@ not fall; in recovery, until KL <= delta and the surrogate cost does not rise; o
 It sees estimates of a and m: the true J_c may end above b, by O(delta) and the error of sampling.
 
 Differs from the paper in
- 1. J_c, b, m, a, g_c have one unit, cost per episode. The authors' code, "the release", compares a
-    discounted a with J_c and b, and averages KL over action dimensions: `--official-units 1`.
+ 1. J_c, b, m, a, g_c have one unit, cost per episode, though A_c is discounted. The authors' code,
+    "the release", leaves a in its own, and averages KL over action dimensions: `--official-units`.
  2. (4) comes from two solves with F (Sherman-Morrison), not from one with H; as exact as they are.
  3. Default barrier -log x: infinite at the boundary; x log x is finite, and iterates get stuck.
  4. Conjugate gradients stop after 5 iterations, against noise; the damping is 1e-4, not 0.1.
@@ -103,7 +103,7 @@ def barrier_step(reward_gradient, reward_direction, cost_gradient, cost_directio
     # per_best @ step: the change of an objective, in units of the best step's
     step_r, per_best_r = steepest_step(reward_gradient, reward_direction, delta)
     step_c, per_best_c = steepest_step(cost_gradient, -cost_direction, delta)
-    rho = float(np.clip(per_best_c @ step_r, -1, 1))
+    rho = float(per_best_c @ step_r)
     best_reward, best_cost = float(reward_gradient @ step_r), float(-cost_gradient @ step_c)
     across = step_r + rho * step_c
     sine2 = float((per_best_r - rho * per_best_c) @ across)  # 1 - rho^2, without cancellation
@@ -147,7 +147,7 @@ def update_policy(config, policy, theta, observations, actions,
 
     old = distributions(policy, theta, observations)
     rounding = np.finfo(old.dtype).eps * np.abs(cost_advantages).max(axis=-1)
-    most = np.maximum(rounding, info["cost_change"])  # one: rounding; of three one may rise
+    allowed_rise = np.maximum(rounding, info["cost_change"])  # > 0: of three costs one may rise
 
     def judge(candidate):
         new = distributions(policy, candidate, observations)
@@ -155,12 +155,12 @@ def update_policy(config, policy, theta, observations, actions,
         gains = np.expm1(log_ratios.astype(float))  # pi_new / pi_old - 1
         kl, reward = float(mean_kl(policy, old, new)), float(np.mean(gains * reward_advantages))
         cost, failed = np.mean(gains * cost_advantages, axis=-1), ""
-        each = zip(*np.atleast_1d(cost, margin, recovery))  # once, with one budget
+        each = zip(*np.atleast_1d(cost, margin, recovery))  # budget by budget
         divergence = kl + config.beta * sum(
             barrier_divergence(a, m, config.barrier) for a, m, recovers in each if not recovers)
         if not divergence <= config.delta:  # "not <=": NaN fails, too
             failed = "divergence"
-        elif np.any(recovery & ~(cost <= most)):
+        elif np.any(recovery & ~(cost <= allowed_rise)):
             failed = "cost"
         elif not np.any(recovery) and not reward >= 0:
             failed = "reward"
@@ -232,8 +232,9 @@ def episode_name(index):
 
 # --------------------------------------------------------------------- 4. trust region
 def steepest_step(gradient, direction, delta):
-    """sqrt(2 delta / g.x) x, the step of KL delta along x = F^-1 g; and g / sqrt(2 delta g.x): of
-    any step, its change in units of the best. Both 0 if g is. For gradients of 1e-300 to 1e150."""
+    """sqrt(2 delta / |g.x|) x, the step of KL delta along x, which is F^-1 g or -F^-1 g; and g over
+    sqrt(2 delta |g.x|): of any step, its change in units of the best. For gradients of 1e-300 to
+    1e150; both 0 for g = 0."""
     scale = max(np.abs(gradient).max(), 1e-300)
     g, x = gradient / scale, direction / scale
     best = math.sqrt(2 * delta * abs(float(g @ x)))

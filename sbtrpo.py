@@ -9,17 +9,18 @@
 # ///
 """SB-TRPO: Safety-Biased Trust Region Policy Optimisation (arXiv 2512.23770), in one file.
 
-The idea in one sentence: every step spends just enough of its trust region on cost to keep a
-fraction beta of the best possible cost decrease, and the rest on reward; there is no recovery.
+The idea in one sentence: every step keeps a fraction beta of the best possible cost decrease, and
+otherwise leans towards reward as far as that allows; there is no recovery.
 
     step_r = +sqrt(2 delta / g_r.x_r) x_r      the best reward step in the trust region
     step_c = -sqrt(2 delta / g_c.x_c) x_c      the best cost step in the trust region
     step   = (1 - mu) step_r + mu step_c       with the smallest mu in [0, 1] such that
     g_c.step <= beta g_c.step_c                                                          (1)
 
-where x = F^-1 g is the natural gradient. In units of the best cost decrease, step_c changes the
-cost by -1 and step_r by rho, the cosine of g_r and g_c in the F^-1 metric: rho > 0 says that what
-earns also costs. So (1) reads (1 - mu) rho - mu <= -beta, and
+where x = F^-1 g is the natural gradient. Let rho = g_r.x_c / sqrt(g_r.x_r g_c.x_c) be the cosine of
+g_r and g_c in the F^-1 metric: rho > 0 says that what earns also costs. In units of the best cost
+decrease, step_c changes the cost by -1 and step_r by rho. So (1) reads (1 - mu) rho - mu <= -beta,
+and
 
     mu     = max(0, (beta + rho) / (1 + rho))                                            (2)
 
@@ -39,13 +40,13 @@ the policy stays. It does not look at the reward, which a step may give up on pu
 1 - beta, (2) loses reward. Nor is the true cost checked: only the next batch tells.
 
 Differs from the paper in
- 1. No kappa guards the division in (2): where beta + rho > 0, so is 1 + rho.
+ 1. No constant guards the division in (2): beta <= 1, so where beta + rho > 0, so is 1 + rho.
  2. `--update optimal` is beyond the paper.
- 3. `--cost-limit b` > 0, a budget: (1) asks for J_c - b, per step, plus 2% of the best decrease, if
-    that is less than beta of it; where it is negative, the cost may rise. b = 0: the paper.
+ 3. `--cost-limit b` > 0, a budget: (1) asks for a decrease of J_c - b, per step, plus 2% of the
+    best, and for beta of the best at most; if negative, the cost may rise. b = 0: the paper.
  4. The baseline of a return is the other episodes' mean at that time (`--advantage mc`: none, as in
     the paper).
- 5. Few iterations of conjugate gradients, 5, follow less of the noise in g.
+ 5. Conjugate gradients stop after 5 iterations, against noise; the damping is 1e-4.
 
 symbol    name in code               shape       meaning, unit (p parameters, n steps a batch)
 theta     theta                      (p,)        policy parameters: weights and biases, then log std
@@ -88,15 +89,15 @@ def optimal_weights(rho, beta, sine2):
     """(k, beta + k rho), eq. (3); sine2 = 1 - rho^2."""
     if rho <= -beta:
         return 1.0, 0.0
-    if sine2 <= 1e-12:  # step_r = -+step_c: any k gives the same step
+    if sine2 <= 1e-12:  # parallel: many steps solve it, and this is the shortest
         return 0.0, beta
     k = math.sqrt((1 - beta**2) / sine2)
     return k, beta + k * rho
 
 def safety_biased_step(reward_gradient, reward_direction, cost_gradient, cost_direction,
                        delta, beta, excess=None, update="convex"):
-    """The SB-TRPO step, eq. (2) or (3), from gradients g and x = F^-1 g, in O(p); the paper's
-    Update 3 and Eq. 4.
+    """The SB-TRPO step, eq. (2) or (3), from gradients g and x = F^-1 g, in O(p); Update 3 and
+    Eq. 4 of the paper.
 
     To first order KL <= delta and g_c.step <= -required, which is beta times the best decrease.
     With a budget, excess = J_c - b per step, as g_c is, required is at most excess plus 2% of the
@@ -112,12 +113,12 @@ def safety_biased_step(reward_gradient, reward_direction, cost_gradient, cost_di
     sine2 = max(0.0, float((per_best_r - rho * per_best_c) @ (step_r + rho * step_c)))
     best_reward, best_cost = float(reward_gradient @ step_r), float(-cost_gradient @ step_c)
     if excess is not None and best_cost > 0:
-        beta = min(max(excess / best_cost + 0.02, -1.0), beta)  # -1: no step costs more
+        beta = min(excess / best_cost + 0.02, beta)  # negative: the cost may rise
     if best_cost == 0:
         weight_r, mu = 1.0, 0.0
-    elif best_reward == 0 and beta > 0:
+    elif best_reward == 0 and beta > 0:  # nothing to earn: all of the trust region goes to cost
         weight_r, mu = 0.0, 1.0
-    elif update == "convex":
+    elif update == "convex" or beta <= -1:  # (3) is for beta^2 < 1
         weight_r, mu = convex_weights(rho, beta)
     else:
         weight_r, mu = optimal_weights(rho, beta, sine2)
@@ -131,7 +132,8 @@ def safety_biased_step(reward_gradient, reward_direction, cost_gradient, cost_di
 # -------------------------------------------------------------- 2. the update from a batch
 def update_policy(config, policy, theta, observations, actions,
                   reward_advantages, cost_advantages, excess, lengths=()):
-    """Gradients, natural gradients, step, line search: new parameters, and what was measured."""
+    """Gradients, natural gradients, step, line search: new parameters, and what was measured.
+    excess: J_c - b per step, None for no budget; lengths: the episodes' steps, for Misc/kept."""
     gradient, old_log_probs = policy_gradient(policy, theta, observations, actions)
     reward_gradient = gradient(reward_advantages / len(actions))
     cost_gradient = gradient(cost_advantages / len(actions))
@@ -175,8 +177,9 @@ def train(config, run, state):
             executor, state = warm_up(executor, config, state)
         while state["steps"] < config.total_steps:
             started, actor = time.perf_counter(), make_actor(state)
-            size = round(config.batch_growth ** (state["steps"] / 1e6) * config.batch_steps)
-            executor, episodes = collect(executor, config, actor, state["next_episode"], size)
+            # --batch-growth is for a million steps
+            wanted = round(config.batch_growth ** (state["steps"] / 1e6) * config.batch_steps)
+            executor, episodes = collect(executor, config, actor, state["next_episode"], wanted)
             collected, metrics = time.perf_counter(), episode_metrics(episodes, config.costs)
 
             batch = make_batch(episodes, actor)  # n steps: observations (n, size), actions (n, d)
@@ -218,8 +221,9 @@ def episode_name(index):
 
 # --------------------------------------------------------------------- 4. trust region
 def steepest_step(gradient, direction, delta):
-    """sqrt(2 delta / g.x) x, the step of KL delta along x = F^-1 g; and g / sqrt(2 delta g.x): of
-    any step, its change in units of the best. Both 0 if g is. For gradients of 1e-300 to 1e150."""
+    """sqrt(2 delta / |g.x|) x, the step of KL delta along x, which is F^-1 g or -F^-1 g; and g over
+    sqrt(2 delta |g.x|): of any step, its change in units of the best. For gradients of 1e-300 to
+    1e150; both 0 for g = 0."""
     scale = max(np.abs(gradient).max(), 1e-300)
     g, x = gradient / scale, direction / scale
     best = math.sqrt(2 * delta * abs(float(g @ x)))

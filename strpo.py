@@ -12,26 +12,25 @@
 The idea in one sentence: a policy is first trained to be as unsafe as possible and frozen; then
 every step of the task policy stays in its trust region and moves away from that unsafe policy.
 
-    stage 1   TRPO on the cost, by CVaR values: xi = c + gamma V_CVaR(s') - V_CVaR(s)      (Eq. 4)
+    stage 1   TRPO on the cost; A is GAE of xi = c + gamma V_CVaR(s') - V_CVaR(s)          (Eq. 4)
     stage 2   A    = A_r / std(A_r) - lambda A_c / std(A_c)    both less their means       (Eq. 6)
               g    = mean of grad log pi * A,  phi = grad KL(unsafe || pi)                 (Eq. 7)
-              step = argmax g.s  with  s.H s / 2 <= delta_1  and  phi.s >= delta_2         (Eq. 8)
+              step = argmax over s of g.s: s.H s / 2 <= delta_1 and phi.s >= delta_2       (Eq. 8)
 
 Let step_g and step_phi be the best steps of KL delta_1 for g and for phi, rho the cosine of g and
 phi in the H^-1 metric, and fraction = delta_2 / phi.step_phi: the demand, as a share of the most
-that a step can do. The solution is some k step_g + m step_phi. It moves away by the share
-a = k rho + m; its KL is delta_1 (k^2 (1 - rho^2) + a^2); and it earns k (1 - rho^2) + rho a of the
+that a step can do. The solution is some k step_g + mu step_phi. It moves away by the share
+a = k rho + mu; its KL is delta_1 (k^2 (1 - rho^2) + a^2); and it earns k (1 - rho^2) + rho a of the
 best gain. If both constraints bind, a = fraction, and k is the largest that the KL allows:
 
     step = k step_g + (fraction - k rho) step_phi,  k = sqrt((1 - fraction^2) / (1 - rho^2))   (S)
 
 This is the optimal step of sbtrpo.py, with moving away in place of the cost decrease. Where rho >=
 fraction, step_g meets the demand by itself; where fraction >= 1, step_phi is the most that can be
-done. lambda follows the cost by a PID controller. A batch is a number of whole episodes of one
-policy. On it, a line search shortens the step until KL(old || new) <= delta_1, KL(unsafe || pi)
-has risen by delta_2, and the surrogate, mean of (pi_new / pi_old - 1) A, is not negative; or the
-policy stays. Where the step does not promise that, to first order, neither of these two may fall by
-more than promised.
+done. On a batch of whole episodes of one policy, a line search shortens the step until KL(old ||
+new) <= delta_1, KL(unsafe || pi) has risen by delta_2, and the surrogate, mean of (pi_new / pi_old
+- 1) A, is not negative; or the policy stays. A step may promise less, to first order. Then
+KL(unsafe || pi) and the surrogate may fall by as much as it lets them, to first order, and no more.
 
 Differs from the paper in
  1. (S) solves Eq. 8. `--dual fixed` is the paper's practice, x + lambda_2 y (Eq. 9), which may not.
@@ -53,7 +52,7 @@ H       fisher                       (p,)->(p,)  Hessian of the mean KL, plus da
 rho     rho                          scalar      cosine of g and phi in the H^-1 metric [1]
 delta_1 delta_1                      scalar      radius of the trust region [nats]
 delta_2 delta_2                      scalar      rise of KL(unsafe || pi) that Eq. 8 asks for [nats]
-lambda  multiplier                   scalar      weight of the cost [1]
+lambda  multiplier                   scalar      weight of the cost, by PID from J_c - b: 6b
 J_c, b  mean_cost, cost_limit        scalar      undiscounted cost per episode
 
 Sections 1 to 3 are the algorithm. The rest is what it stands on, bottom up; options come last.
@@ -77,11 +76,11 @@ from gymnasium import spaces
 # ----------------------------------------------------------------------------- 1. the step
 def optimal_weights(rho, fraction, sine2):
     """(k, fraction - k rho), eq. (S); sine2 = 1 - rho^2."""
-    if rho >= fraction:  # step_g meets the demand by itself
+    if rho >= fraction or fraction <= -1:  # step_g meets the demand by itself
         return 1.0, 0.0
     if fraction >= 1:  # nothing in the trust region does more than step_phi
         return 0.0, 1.0
-    if sine2 <= 1e-12:  # opposite, or g = 0: many steps solve it, and this is the shortest
+    if sine2 <= 1e-12:  # parallel, or g = 0: many steps solve it, and this is the shortest
         return 0.0, fraction
     k = math.sqrt((1 - fraction**2) / sine2)
     return k, fraction - k * rho
@@ -93,14 +92,14 @@ def exclusion_step(gradient, direction, away, away_direction, delta_1, delta_2):
     the step and what it promises, to first order. delta_2 may be negative."""
     step_g, per_best_g = steepest_step(gradient, direction, delta_1)
     step_phi, per_best_phi = steepest_step(away, away_direction, delta_1)
-    rho = float(np.clip(per_best_phi @ step_g, -1, 1))
+    rho = float(per_best_phi @ step_g)
     sine2 = float((per_best_g - rho * per_best_phi) @ (step_g - rho * step_phi))  # 1 - rho^2
     best_gain, best_away = float(gradient @ step_g), float(away @ step_phi)
     fraction = delta_2 / best_away if best_away > 0 else -math.inf
-    k, m = optimal_weights(rho, fraction, sine2)
-    lambda_1, lambda_2 = dual_variables(k, m, rho, best_gain, best_away, delta_1)
-    kl = delta_1 * (k**2 * max(0.0, sine2) + (m + k * rho) ** 2)
-    return k * step_g + m * step_phi, {
+    k, mu = optimal_weights(rho, fraction, sine2)
+    lambda_1, lambda_2 = dual_variables(k, mu, rho, best_gain, best_away, delta_1)
+    kl = delta_1 * (k**2 * max(0.0, sine2) + (mu + k * rho) ** 2)
+    return k * step_g + mu * step_phi, {
         "rho": rho, "lambda_1": lambda_1, "lambda_2": lambda_2, "kl": kl,
         "feasible": int(delta_2 <= best_away)}
 
@@ -147,7 +146,7 @@ def update_policy(config, policy, theta, observations, actions, advantages, excl
         surrogate = float(np.mean(np.expm1(log_ratios.astype(float)) * advantages))
         kl, failed = float(mean_kl(policy, old, new)), ""
         rise = float(exclusion(candidate)) - before if exclusion else 0.0
-        if not kl <= config.delta_1:
+        if not kl <= config.delta_1:  # "not <=": NaN fails, too
             failed = "kl"
         elif not rise >= least:
             failed = "exclusion"
@@ -183,9 +182,9 @@ def improve(config, run, state, unsafe=None):
             if config.stage == "unsafe" and config.critic == "cvar":
                 costs, fits["quantile_critic"] = cvar_advantages(config, batch, state)
             critics = in_workers(executor, fits)  # while the policy is updated here
-            advantages = standardised(costs)  # what stage 1 raises
+            advantages = cost = standardised(costs)  # what stage 1 raises
             if config.stage == "safe":  # Eq. 6; --joint 0 leaves the cost out
-                advantages = standardised(rewards) - config.joint * np.dot(multiplier, advantages)
+                advantages = standardised(rewards) - config.joint * np.dot(multiplier, cost)
             if unsafe:
                 exclusion, weights = make_exclusion(config, actor, unsafe, unsafe_raw, batch)
                 constants |= weights
@@ -232,8 +231,9 @@ def episode_name(index):
 
 # --------------------------------------------------------------------- 4. trust region
 def steepest_step(gradient, direction, delta):
-    """sqrt(2 delta / g.x) x, the step of KL delta along x = F^-1 g; and g / sqrt(2 delta g.x): of
-    any step, its change in units of the best. Both 0 if g is. For gradients of 1e-300 to 1e150."""
+    """sqrt(2 delta / |g.x|) x, the step of KL delta along x, which is F^-1 g or -F^-1 g; and g over
+    sqrt(2 delta |g.x|): of any step, its change in units of the best. For gradients of 1e-300 to
+    1e150; both 0 for g = 0."""
     scale = max(np.abs(gradient).max(), 1e-300)
     g, x = gradient / scale, direction / scale
     best = math.sqrt(2 * delta * abs(float(g @ x)))
@@ -1052,16 +1052,16 @@ def pid_multiplier(memory, mean_cost, limit, gains, smoothing=0.5):
     multiplier = k_p * (now - limit) + integral + k_d * np.maximum(0.0, now - before)
     return np.maximum(0.0, multiplier), np.array([integral, now])
 
-def dual_variables(k, m, rho, best_gain, best_away, delta_1):
-    """lambda_1, lambda_2 [1 / nats] of the step s = k step_g + m step_phi that solves Eq. 8: those
+def dual_variables(k, mu, rho, best_gain, best_away, delta_1):
+    """lambda_1, lambda_2 [1 / nats] of the step s = k step_g + mu step_phi that solves Eq. 8: those
     of g - lambda_1 H s + lambda_2 phi = 0, both infinite for step_phi."""
-    if k == 0 and m == 1:
+    if k == 0 and mu == 1:
         return math.inf, math.inf
     if k == 0:  # g = -lambda_2 phi: only the demand binds
         return 0.0, -rho * best_gain / best_away
-    if m == 0:  # step_g: only the trust region binds
+    if mu == 0:  # step_g: only the trust region binds
         return best_gain / (2 * delta_1), 0.0
-    return best_gain / (2 * delta_1) / k, m / k * best_gain / best_away  # both bind
+    return best_gain / (2 * delta_1) / k, mu / k * best_gain / best_away  # both bind
 
 def episode_costs(config, episodes):
     """Costs of episodes, (episodes,), and budget, (); a row and a value for each of several."""

@@ -145,7 +145,7 @@ class TabularCMDP:
         return np.sum(self.occupancy(old) * (log_policy(old) - log_policy(new)))
 
     def surrogate(self, old: Array, new: Array, f: Array) -> float:
-        """sum_s d_old(s) sum_a pi_new(a|s) A_f^old(s,a): equals J_f(new) - J_f(old) up to second order."""
+        """sum_s d_old(s) sum_a pi_new(a|s) A_f^old(s,a): J_f(new) - J_f(old), but for second order."""
         return np.sum(self.state_occupancy(old)[:, None] * policy(new) * self.advantage(old, f))
 
     # --- the limit of small trust regions ---

@@ -68,7 +68,7 @@ def test_mu_is_the_smallest_feasible_weight():
         _, (g_r, x_r, g_c, x_c) = random_problem(rng)
         beta = rng.uniform(0.05, 1)
         best_r, best_c, _ = units(g_r, x_r, g_c, x_c, delta)
-        cost_r, cost_c = 2 * delta * (g_c @ x_r) / best_r, -best_c
+        cost_r, cost_c = 2 * delta * (g_c @ x_r) / best_r, -best_c  # g_c.step_r, g_c.step_c
         feasible = (1 - grid) * cost_r + grid * cost_c <= beta * cost_c * (1 - 1e-12)
         _, info = safety_biased_step(g_r, x_r, g_c, x_c, delta, beta)
         worst, tried = max(worst, abs(grid[feasible][0] - info["mu"])), tried + 1
@@ -110,9 +110,9 @@ def test_predicted_changes_in_closed_form():
         for update in (safety_biased_step, optimal_safety_biased_step):
             step, info = update(*vectors, delta, beta)
             reward, kl = vectors[0] @ step / best_r, step @ F @ step / 2 / delta
-            dense = max(dense, abs(info["reward_change"] / best_r - reward), abs(info["kl"] / delta - kl),
-                        abs(info["cost_change"] - vectors[2] @ step) / best_c,
-                        abs(info["required"] / best_c - beta), abs(info["rho"] - rho))
+            dense = max(dense, abs(info["kl"] / delta - kl), abs(info["rho"] - rho),
+                        abs(info["cost_change"] / best_c - min(-beta, rho)),
+                        abs(info["required"] / best_c - beta))
             if rho <= -beta:
                 formula = max(formula, abs(reward - 1), abs(kl - 1))
             elif update is safety_biased_step:
@@ -121,8 +121,8 @@ def test_predicted_changes_in_closed_form():
             else:
                 optimum = -beta * rho + math.sqrt((1 - beta**2) * (1 - rho**2))
                 formula = max(formula, abs(reward - optimum), abs(kl - 1))
-    check("reward and KL of both steps = closed forms [best change, delta]", formula, at_most=1e-9)
-    check("predictions in info = dense algebra [best change, delta]", dense, at_most=1e-9)
+    check("reward and KL of both steps = closed forms [best change, delta]", formula, at_most=IDENTITY)
+    check("predictions in info = dense algebra [best change, delta]", dense, at_most=IDENTITY)
 
 
 def test_optimal_step_is_certified_by_its_dual():
@@ -189,22 +189,51 @@ def test_every_degenerate_row_is_finite(update):
 
 def test_the_promise_to_cost_survives_rough_solves():
     """Directions after one iteration of conjugate gradients, in three dimensions: the cosine of the two steps
-    is none any more, up to 30, and the promise to cost is kept for all that. Control: clipped to [-1, 1], as
-    it is for exact solves, it would not be."""
+    is none any more, up to 32, and the promise to cost is kept for all that, if not the KL. Control: clipped
+    to [-1, 1], where it is for exact solves, the promise would not be kept."""
     rng, worst, clipped, largest = np.random.default_rng(5), 0.0, 0.0, 0.0
     for _ in range(2000):
         F, g_r, g_c = np.diag(10.0 ** rng.uniform(-3, 3, 3)), *rng.normal(size=(2, 3))
         x_r, x_c = (conjugate_gradients(F.dot, g, 1)[0] for g in (g_r, g_c))
         for update in ("convex", "optimal"):
             step, info = safety_biased_step(g_r, x_r, g_c, x_c, 0.01, 0.75, update=update)
-            unit = info["best_cost"] * (1 + abs(info["rho"]))
-            worst = max(worst, (float(g_c @ step) + info["required"]) / unit)
+            worst = max(worst, (float(g_c @ step) + info["required"]) / info["best_cost"])
         largest = max(largest, abs(info["rho"]))
         weight, mu = convex_weights(float(np.clip(info["rho"], -1, 1)), 0.75)
         clipped = max(clipped, weight * info["rho"] - mu + 0.75)
     check("rough solves: cost beyond the promise [best decrease]", worst, at_most=IDENTITY)
     check("rough solves: largest cosine of the steps", largest, at_least=10)
     check("rough solves: cost beyond the promise if the cosine were clipped", clipped, at_least=1)
+
+
+def test_the_other_two_steps_survive_rough_solves():
+    """The same. sTRPO meets a demand of -.99 to .99 of the best. Of C-TRPO's step the cost change is the one
+    of (5), keep rho / sqrt(1 - rho^2 + keep rho^2), with 1 - rho^2 as step and cosine say. Control: with
+    a cosine that is clipped to [-1, 1] sTRPO misses half of the best, by more than the best."""
+    rng, missed, cost, clipped, largest = np.random.default_rng(5), 0.0, 0.0, 0.0, 0.0
+    for _ in range(2000):
+        F, g, phi = np.diag(10.0 ** rng.uniform(-3, 3, 3)), *rng.normal(size=(2, 3))
+        x, y = (conjugate_gradients(F.dot, each, 1)[0] for each in (g, phi))
+        (step_g, per_best_g), (step_phi, per_best_phi) = (
+            strpo.steepest_step(*pair, 0.01) for pair in ((g, x), (phi, y)))
+        rho, best = per_best_phi @ step_g, float(phi @ step_phi)
+        for fraction in (0.5, rng.uniform(-0.99, 0.99)):
+            step, info = strpo.exclusion_step(g, x, phi, y, 0.01, fraction * best)
+            missed = max(missed, fraction - phi @ step / best)
+        largest = max(largest, abs(info["rho"]))
+        cut = np.clip(rho, -1, 1)
+        sine2 = (per_best_g - cut * per_best_phi) @ (step_g - cut * step_phi)
+        k, mu = strpo.optimal_weights(cut, 0.5, sine2)
+        clipped = max(clipped, 0.5 - (k * rho + mu))
+        step, info = barrier_step(g, x, phi, y, 0.01, 0.1, 10.0 ** rng.uniform(-3, 3) * best)
+        sine2 = (per_best_g - rho * per_best_phi) @ (step_g - rho * step_phi)
+        if sine2 > 1e-12:
+            expected = info["keep"] * rho / math.sqrt(sine2 + info["keep"] * rho**2)
+            cost = max(cost, abs(phi @ step / best - expected))
+    check("rough solves, sTRPO: demand missed [best]", missed, at_most=1e-12)
+    check("rough solves, sTRPO and C-TRPO: largest cosine", largest, at_least=10)
+    check("rough solves, C-TRPO: cost change - that of (5) [best]", cost, at_most=1e-12)
+    check("  control: demand of .5 missed if the cosine were clipped [best]", clipped, at_least=1)
 
 
 def test_full_bias_and_orthogonal_gradients_gain_nothing():
@@ -235,6 +264,22 @@ def test_share_of_reward_that_the_convex_combination_leaves():
     check("share of the optimum's mean reward, random directions (2 digits)", worst, at_most=0.015)
 
 
+def test_a_budget_far_away_leaves_the_reward_step():
+    """Ten best decreases inside the budget, both updates, exact and rough solves: the step is step_r, unless
+    its own cost is more than that."""
+    rng, worst, tried = np.random.default_rng(6), 0.0, 0
+    for iterations in np.repeat([1, 3], 1000):
+        F, g_r, g_c = np.diag(10.0 ** rng.uniform(-3, 3, 3)), *rng.normal(size=(2, 3))
+        x_r, x_c = (conjugate_gradients(F.dot, g, iterations)[0] for g in (g_r, g_c))
+        step_r, best = strpo.steepest_step(g_r, x_r, 0.01)[0], math.sqrt(0.02 * (g_c @ x_c))
+        if g_c @ step_r < 9.9 * best:
+            for update in ("convex", "optimal"):
+                step, _ = safety_biased_step(g_r, x_r, g_c, x_c, 0.01, 0.75, -10 * best, update)
+                worst, tried = max(worst, np.abs(step / step_r - 1).max()), tried + 1
+    check("budget far away: step - step_r [relative]", worst, at_most=IDENTITY)
+    check("  cases", tried, at_least=3000)
+
+
 # -------------------------------------------------------------------------- hypothesis: any metric, any scale
 
 
@@ -251,7 +296,7 @@ def test_every_metric_and_scale_keeps_the_guarantees(problem, beta, delta):
         assert np.all(np.isfinite(step)) and np.isfinite([info["kl"], info["reward_change"]]).all()
         check(f"any metric and scale, {name}: KL / delta - 1", step @ F @ step / 2 / delta - 1, at_most=1e-9)
         check(f"any metric and scale, {name}: cost share missed", g_c @ step / best + beta, at_most=1e-9)
-        check(f"any metric and scale, {name}: predicted KL / dense KL - 1 [delta]",
+        check(f"any metric and scale, {name}: |predicted KL - dense KL| [delta]",
               abs(info["kl"] - step @ F @ step / 2) / delta, at_most=1e-9)
 
 
@@ -259,8 +304,8 @@ def test_every_metric_and_scale_keeps_the_guarantees(problem, beta, delta):
 @given(problems(), st.floats(0.01, 1.0), st.floats(-3.0, 3.0))
 def test_budget_is_honoured_to_first_order(problem, beta, excess):
     """g_c.step <= -min(beta * best decrease, excess), `excess` = J_c - b here in units of the best decrease;
-    negative inside the budget, where the cost may rise by the margin at most. What is asked for is 2% of the
-    best more than `excess`, if that is less than beta."""
+    negative inside the budget, where the cost may rise by the margin at most. The step does as much as is
+    asked for, or what step_r does, if that is less cost."""
     F, g_r, x_r, g_c, x_c, _, _ = problem
     delta = 0.01
     best = math.sqrt(2 * delta * (g_c @ x_c))
@@ -268,10 +313,8 @@ def test_budget_is_honoured_to_first_order(problem, beta, excess):
         step, info = update(g_r, x_r, g_c, x_c, delta, beta, excess * best)
         check("budget: cost change <= -min(beta best, J_c - b) [best decrease]",
               g_c @ step / best + min(beta, excess), at_most=1e-9)
-        check("budget: cost change <= -required [best decrease]",
-              (g_c @ step + info["required"]) / best, at_most=1e-9)
-        check("budget: required = min(max(J_c - b + 2%, -1), beta) [best decrease]",
-              abs(info["required"] / best - min(max(excess + 0.02, -1), beta)), at_most=1e-9)
+        check("budget: |cost change - min(-required, rho)| [best decrease]",
+              abs(g_c @ step / best - min(-info["required"] / best, info["rho"])), at_most=1e-9)
         check("budget: KL / delta - 1", step @ F @ step / 2 / delta - 1, at_most=1e-9)
 
 
@@ -281,7 +324,7 @@ def test_budget_is_honoured_to_first_order(problem, beta, excess):
 def test_cost_falls_wherever_its_gradient_is_not_zero():
     """Theorem 4.2(1): g_c != 0, random policies of 300 Garnets. The small step proves the first-order claim;
     the full step at delta = .01 is measured. Control: the reward step alone, where rho > .01."""
-    small, full, control, tried = -np.inf, -np.inf, np.inf, 0
+    small, full, control, tried, controls = -np.inf, -np.inf, np.inf, 0, 0
     for world, theta in cases(300)[3:]:
         vectors = first_order(world, theta)
         cost, (_, best, rho) = world.J(theta, world.c), units(*vectors, 0.01)
@@ -293,10 +336,12 @@ def test_cost_falls_wherever_its_gradient_is_not_zero():
             step = safety_biased_step(*vectors[:2], 0 * vectors[2], 0 * vectors[3], 0.01, 0.75)[0]
             moved = theta + 1e-4 * step.reshape(theta.shape)
             control = min(control, (world.J(moved, world.c) - cost) / (1e-4 * best))
+            controls += 1
     check("cost change of 1e-4 of a step, 300 Garnets [best decrease]", small, at_most=-0.74, supports="B2",
           cases=tried)
     check("cost change of a full step, 300 Garnets [best decrease]", full, at_most=-0.1, supports="B2")
-    check("  control: the reward step raises cost when rho > 0 (least)", control, at_least=0.0)
+    check("  control: the reward step raises cost when rho > .01 (least)", control, at_least=0.0)
+    check("  control: cases", controls, at_least=30)
 
 
 def test_reward_rises_iff_rho_is_below_one_minus_beta():
@@ -378,7 +423,7 @@ def test_barrier_step_is_the_natural_step_of_the_dense_hessian(problem, beta, de
     elif sine < 5e-7:
         error = step - radius / math.sqrt((g_r @ x_r) * (1 + weight * s / size**2)) * x_r
         name, bound = "parallel: step - shorter reward step [radius]", 1e-6
-    else:
+    else:  # about 1e-6 rounding decides which of the two it is
         return
     check(f"any metric, scale, margin: {name}", math.sqrt(error @ F @ error) / radius, bound, supports="A2")
 

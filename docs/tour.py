@@ -183,7 +183,7 @@ print(f"rho {rho:.4f}: {math.degrees(math.acos(-rho)):.0f} degrees between the t
 # SB-TRPO wants a fraction $\beta$ of the best cost decrease. To first order, the steps that give it
 # lie beyond a straight line across `step_c`. Inside the disc, that is the shaded cap. The paper's
 # step goes from `step_r` straight towards `step_c` until it reaches the cap, and
-# $\mu = (\beta + \rho) / (1 + \rho)$ is how much of the way that is.
+# $\mu = (\beta + \rho) / (1 + \rho)$ is how much of the way that is, if it is not there already.
 #
 # The step ends inside the disc: it is shorter than it could be. And where $\rho > 1 - \beta$, as
 # here, it loses reward.
@@ -230,7 +230,7 @@ for name, info in (("convex", sb), ("optimal", sb_optimal)):
 # ## 6. C-TRPO: a barrier flattens the region
 #
 # C-TRPO has a budget $b$, and the margin $m = b - J_c$ is what is left of it. Its region is where
-# KL $+ \beta \Psi \leq \delta$. The barrier $\Psi$ is infinite where the cost rises by $m$.
+# KL $+ \beta \Psi \leq \delta$. The barrier $\Psi$, `log`, is infinite where the cost rises by $m$.
 #
 # Left, the margin is wide: the region is nearly the disc, and the step nearly `step_r`. The
 # narrower the margin, the flatter the region. The step turns, until it leaves the cost alone.
@@ -328,7 +328,11 @@ stretch = 2
 
 def judge(new):
     kl, cost = world.kl(theta, new), world.surrogate(theta, new, world.c)
-    failed = "kl" if not kl <= delta else "cost" if cost > 0 else ""
+    failed = ""
+    if not kl <= delta:
+        failed = "kl"
+    elif cost > 0:
+        failed = "cost"
     return failed, {"kl": kl, "cost": cost}
 
 
@@ -428,10 +432,10 @@ draw_paths()
 # %% [markdown]
 # ## 10. Forty steps of sTRPO, and where all have arrived
 #
-# sTRPO holds the same budget on average. A controller, `pid_multiplier`, sets the weight of the
-# cost in a joint advantage: the more the budget is exceeded, the larger. It swings around the
-# budget. Besides, KL(unsafe || policy) has to reach a level, as with `--exclusion level`. It soon
-# does, and from then on the exclusion changes no step.
+# From about the twentieth step on sTRPO holds the same budget on average. A controller,
+# `pid_multiplier`, sets the weight of the cost in a joint advantage: the more the budget is
+# exceeded, the larger. It swings around the budget. Besides, KL(unsafe || policy) has to reach a
+# level, as with `--exclusion level`. It soon does, and from then on the exclusion changes no step.
 #
 # *Change* `level = 1.0` to `level = 3.0`. Three steps lead away. The fourth promises, to first
 # order, to reach the level, and cannot: nothing passes the line search, and the policy stays

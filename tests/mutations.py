@@ -35,6 +35,7 @@ def only(script: str, name: str, old: str, new: str, tests: str) -> list[Mistake
 
 
 TWO = SCRIPTS[:2]  # whose updates are handed advantages of reward and of cost
+ROUGH = "test_updates.py::test_the_other_two_steps_survive_rough_solves"
 
 EPISODES = [
     *shared("Gaussian actions are drawn with std squared", "output + np.exp(log_std) * rng",
@@ -328,13 +329,13 @@ ADVANTAGES = [
         "standardised(rewards) - config.joint *", "standardised(rewards) + config.joint *",
         "handed_generalised and strpo"),
     *only("strpo", "lambda multiplies the reward",
-        "standardised(rewards) - config.joint * np.dot(multiplier, advantages)",
-        "multiplier * standardised(rewards) - advantages",
+        "standardised(rewards) - config.joint * np.dot(multiplier, cost)",
+        "multiplier * standardised(rewards) - cost",
         "handed_generalised and strpo"),
-    *only("strpo", "lambda is left out", "np.dot(multiplier, advantages)", "advantages",
+    *only("strpo", "lambda is left out", "np.dot(multiplier, cost)", "cost",
         "handed_generalised and strpo"),
-    *only("strpo", "costs are not standardised", "advantages = standardised(costs)",
-        "advantages = costs", "handed_generalised and strpo"),
+    *only("strpo", "costs are not standardised", "cost = standardised(costs)",
+        "cost = costs", "handed_generalised and strpo"),
     *only("strpo", "CVaR of the wrong tail",
         "outputs[:, -math.ceil(config.cvar_alpha * sizes[-1]) :]",
         "outputs[:, : math.ceil(config.cvar_alpha * sizes[-1])]", "costly_tail"),
@@ -368,8 +369,8 @@ ADVANTAGES = [
     *only("strpo", "the first stage climbs the reward",
         'if config.stage == "safe":  # Eq. 6; --joint 0 leaves the cost out\n',
         "if True:\n", "climbs_the_cost"),
-    *only("strpo", "the first stage lowers the cost", "advantages = standardised(costs)  #",
-        'advantages = standardised(costs if config.stage == "safe" else -costs)  #',
+    *only("strpo", "the first stage lowers the cost", "cost = standardised(costs)  #",
+        'cost = standardised(costs if config.stage == "safe" else -costs)  #',
         "climbs_the_cost"),
     *only("strpo", "the first stage is the second", 'config, stage="unsafe", total_steps',
         'config, stage="safe", total_steps', "climbs_the_cost"),
@@ -539,7 +540,14 @@ UPDATE = [
     *only("ctrpo", "the line search does not look at the reward",
         "elif not np.any(recovery) and not reward >= 0:", "elif False:", "line_search_of_ctrpo"),
     *only("ctrpo", "the line search does not look at the cost in recovery",
-        "elif np.any(recovery & ~(cost <= most)):", "elif False:", "line_search_of_ctrpo"),
+        "elif np.any(recovery & ~(cost <= allowed_rise)):", "elif False:", "line_search_of_ctrpo"),
+    *only("strpo", "the cosine of rough solves is clipped", "rho = float(per_best_phi @ step_g)",
+        "rho = float(np.clip(per_best_phi @ step_g, -1, 1))", ROUGH),
+    *only("ctrpo", "the cosine of rough solves is clipped", "rho = float(per_best_c @ step_r)",
+        "rho = float(np.clip(per_best_c @ step_r, -1, 1))", ROUGH),
+    *only("sbtrpo", "a budget far away cuts the step", "beta = min(excess / best_cost + 0.02, beta)",
+        "beta = min(max(excess / best_cost + 0.02, -1.0), beta)",
+        "test_updates.py::test_a_budget_far_away_leaves_the_reward_step"),
 ]
 
 FILE = "tests/test_several.py::"
@@ -564,8 +572,8 @@ SEVERAL = [
     *shared("costs come in the order of the environment", "for name in names], float)",
         "for name in named if name in names], float)",
         FILE + "test_costs_are_named_in_info_or_in_a_dictionary"),
-    *only("strpo", "the penalty is of the first cost alone", "np.dot(multiplier, advantages)",
-        "(np.dot(multiplier[:1], advantages[:1]) if advantages.ndim > 1 else np.dot(multiplier, advantages))",
+    *only("strpo", "the penalty is of the first cost alone", "np.dot(multiplier, cost)",
+        "(np.dot(multiplier[:1], cost[:1]) if cost.ndim > 1 else np.dot(multiplier, cost))",
         FILE + "test_strpo_subtracts_the_penalties_of_all_costs"),
     *only("ctrpo", "what is below one budget pays for another", "+ np.sum(over)",
         "+ max(0, np.sum(totals.mean(axis=-1) - limit))",
