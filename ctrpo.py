@@ -129,10 +129,10 @@ def update_policy(config, policy, theta, observations, actions,
                   reward_advantages, cost_advantages, margin, recovery, lengths=()):
     """Gradients, natural gradients, step, line search: new parameters, and what was measured.
     Cost advantages and margin have the same unit; lengths: the episodes' steps, for Misc/kept."""
-    gradient, old_log_probs = policy_gradient(policy, theta, observations, actions)
+    gradient_of, old_log_probs = policy_gradient(policy, theta, observations, actions)
     # with one budget, per_budget(f, x) is f(x)
-    reward_gradient = gradient(reward_advantages / len(actions))
-    cost_gradient = per_budget(gradient, cost_advantages / len(actions))
+    reward_gradient = gradient_of(reward_advantages / len(actions))
+    cost_gradient = per_budget(gradient_of, cost_advantages / len(actions))
     fisher = fisher_product(policy, theta, observations, config.damping)
     solve = functools.partial(conjugate_gradients, fisher, iterations=config.cg_iterations)
     reward_direction, reward_residual = solve(reward_gradient)
@@ -142,7 +142,7 @@ def update_policy(config, policy, theta, observations, actions,
         reward_gradient, reward_direction, cost_gradient, cost_direction,
         config.delta, config.beta, margin, config.barrier, recovery)
     info |= {"reward_residual": reward_residual, "cost_residual": cost_residual}
-    kept = functools.partial(share_kept, config, policy, theta, observations, gradient, lengths)
+    kept = functools.partial(share_kept, config, policy, theta, observations, gradient_of, lengths)
     info["kept"] = per_budget(kept, cost_advantages, cost_gradient)
 
     old = distributions(policy, theta, observations)
@@ -388,7 +388,7 @@ def fisher_product(policy, theta, observations, damping):
 
     return product
 
-def share_kept(config, policy, theta, observations, gradient, lengths, weights, whole):
+def share_kept(config, policy, theta, observations, gradient_of, lengths, weights, whole):
     """What fresh episodes will confirm of the promise g.step, 1 / (1 + n* / n), estimated from the
     same batch: 2 c / (1 + c), with c the cosine in the F^-1 metric of the gradients of two halves
     of its episodes; whole is their mean gradient, F of some 300 states. One estimate is rough: take
@@ -396,7 +396,7 @@ def share_kept(config, policy, theta, observations, gradient, lengths, weights, 
     if len(lengths) < 2:
         return math.nan
     first = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
-    one = gradient(np.where(first, weights, 0.0) / len(weights))
+    one = gradient_of(np.where(first, weights, 0.0) / len(weights))
     other = whole - one
     fisher = fisher_product(policy, theta, observations[:: len(first) // 300 + 1], config.damping)
     x, y = (conjugate_gradients(fisher, g, config.cg_iterations)[0] for g in (one, other))

@@ -164,7 +164,7 @@ def improve(config, run, state, unsafe=None):
     """Collect, estimate, update, save, until total_steps are done; away from the actor unsafe."""
     executor, constants = make_executor(config), {}
     try:
-        if not state["moments"].any():
+        if not state["moments"].any():  # a new run: first the scale of the observations
             executor, state = warm_up(executor, config, state)
         if unsafe:
             executor, unsafe_raw, constants = visited(executor, config, unsafe)
@@ -387,7 +387,7 @@ def fisher_product(policy, theta, observations, damping):
 
     return product
 
-def share_kept(config, policy, theta, observations, gradient, lengths, weights, whole):
+def share_kept(config, policy, theta, observations, gradient_of, lengths, weights, whole):
     """What fresh episodes will confirm of the promise g.step, 1 / (1 + n* / n), estimated from the
     same batch: 2 c / (1 + c), with c the cosine in the F^-1 metric of the gradients of two halves
     of its episodes; whole is their mean gradient, F of some 300 states. One estimate is rough: take
@@ -395,7 +395,7 @@ def share_kept(config, policy, theta, observations, gradient, lengths, weights, 
     if len(lengths) < 2:
         return math.nan
     first = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
-    one = gradient(np.where(first, weights, 0.0) / len(weights))
+    one = gradient_of(np.where(first, weights, 0.0) / len(weights))
     other = whole - one
     fisher = fisher_product(policy, theta, observations[:: len(first) // 300 + 1], config.damping)
     x, y = (conjugate_gradients(fisher, g, config.cg_iterations)[0] for g in (one, other))

@@ -461,16 +461,16 @@ STEP = """        reward_gradient, reward_direction, cost_gradient, cost_directi
 
 UPDATE = [
     *only("sbtrpo", "reward and cost are exchanged",
-        "reward_gradient = gradient(reward_advantages / len(actions))\n"
-        "    cost_gradient = gradient(cost_advantages / len(actions))",
-        "reward_gradient = gradient(cost_advantages / len(actions))\n"
-        "    cost_gradient = gradient(reward_advantages / len(actions))",
+        "reward_gradient = gradient_of(reward_advantages / len(actions))\n"
+        "    cost_gradient = gradient_of(cost_advantages / len(actions))",
+        "reward_gradient = gradient_of(cost_advantages / len(actions))\n"
+        "    cost_gradient = gradient_of(reward_advantages / len(actions))",
         "(exact_step or ends_safe) and sbtrpo"),
     *only("ctrpo", "reward and cost are exchanged",
-        "reward_gradient = gradient(reward_advantages / len(actions))\n"
-        "    cost_gradient = per_budget(gradient, cost_advantages / len(actions))",
-        "reward_gradient = gradient(cost_advantages / len(actions))\n"
-        "    cost_gradient = per_budget(gradient, reward_advantages / len(actions))",
+        "reward_gradient = gradient_of(reward_advantages / len(actions))\n"
+        "    cost_gradient = per_budget(gradient_of, cost_advantages / len(actions))",
+        "reward_gradient = gradient_of(cost_advantages / len(actions))\n"
+        "    cost_gradient = per_budget(gradient_of, reward_advantages / len(actions))",
         "(exact_step or ends_safe) and ctrpo"),
     *each("the step is reversed", "line_search(judge, theta, step)",
         "line_search(judge, theta, -step)", "exact_step or ends_safe"),
