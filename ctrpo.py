@@ -40,8 +40,8 @@ not fall; in recovery, until KL <= delta and the surrogate cost does not rise; o
 It sees estimates of a and m: the true J_c may end above b, by O(delta) and the error of sampling.
 
 Differs from the paper in
- 1. J_c, b, m, a, g_c have one unit, cost per episode, though A_c is discounted. The authors' code,
-    "the release", leaves a in its own, and averages KL over action dimensions: `--official-units`.
+ 1. J_c, b, m, a, g_c have one unit, cost per episode. In the authors' code, "the release", a keeps
+    that of A_c, discounted; KL is averaged over action dimensions. `--official-units 1`.
  2. (4) comes from two solves with F (Sherman-Morrison), not from one with H; as exact as they are.
  3. Default barrier -log x: infinite at the boundary; x log x is finite, and iterates get stuck.
  4. Conjugate gradients stop after 5 iterations, against noise; the damping is 1e-4, not 0.1.
@@ -112,9 +112,9 @@ def barrier_step(reward_gradient, reward_direction, cost_gradient, cost_directio
     if recovery:
         keep, step, kl = 0.0, step_c, delta if best_cost > 0 else 0.0
     else:
-        share = best_cost / margin
+        share = best_cost / margin  # phi'' s = share^2 or share best_cost, over 2 delta
         w_s = beta / (2 * delta) * share * (share if barrier == "log" else best_cost)
-        keep = 1 / (1 + w_s)  # s = best_cost^2 / (2 delta)
+        keep = 1 / (1 + w_s)
         length2 = sine2 + keep * rho**2  # of (5)'s numerator: squared length in H, over 2 delta
         scale = 1 / math.sqrt(length2) if length2 > 0 else 0.0
         step = scale * (across - keep * rho * step_c)

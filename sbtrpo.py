@@ -19,8 +19,7 @@ otherwise leans towards reward as far as that allows; there is no recovery.
 
 where x = F^-1 g is the natural gradient. Let rho = g_r.x_c / sqrt(g_r.x_r g_c.x_c) be the cosine of
 g_r and g_c in the F^-1 metric: rho > 0 says that what earns also costs. In units of the best cost
-decrease, step_c changes the cost by -1 and step_r by rho. So (1) reads (1 - mu) rho - mu <= -beta,
-and
+decrease, step_c changes the cost by -1, step_r by rho; (1) reads (1 - mu) rho - mu <= -beta, and
 
     mu     = max(0, (beta + rho) / (1 + rho))                                            (2)
 

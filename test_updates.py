@@ -110,7 +110,8 @@ def test_predicted_changes_in_closed_form():
         for update in (safety_biased_step, optimal_safety_biased_step):
             step, info = update(*vectors, delta, beta)
             reward, kl = vectors[0] @ step / best_r, step @ F @ step / 2 / delta
-            dense = max(dense, abs(info["kl"] / delta - kl), abs(info["rho"] - rho),
+            dense = max(dense, abs(info["reward_change"] / best_r - reward), abs(info["kl"] / delta - kl),
+                        abs(info["cost_change"] - vectors[2] @ step) / best_c, abs(info["rho"] - rho),
                         abs(info["cost_change"] / best_c - min(-beta, rho)),
                         abs(info["required"] / best_c - beta))
             if rho <= -beta:
@@ -304,8 +305,9 @@ def test_every_metric_and_scale_keeps_the_guarantees(problem, beta, delta):
 @given(problems(), st.floats(0.01, 1.0), st.floats(-3.0, 3.0))
 def test_budget_is_honoured_to_first_order(problem, beta, excess):
     """g_c.step <= -min(beta * best decrease, excess), `excess` = J_c - b here in units of the best decrease;
-    negative inside the budget, where the cost may rise by the margin at most. The step does as much as is
-    asked for, or what step_r does, if that is less cost."""
+    negative inside the budget, where the cost may rise by the margin at most. What is asked for is 2% of the
+    best more than `excess`, if that is less than beta; the step does that, or what step_r does, if that is
+    less cost."""
     F, g_r, x_r, g_c, x_c, _, _ = problem
     delta = 0.01
     best = math.sqrt(2 * delta * (g_c @ x_c))
@@ -313,6 +315,10 @@ def test_budget_is_honoured_to_first_order(problem, beta, excess):
         step, info = update(g_r, x_r, g_c, x_c, delta, beta, excess * best)
         check("budget: cost change <= -min(beta best, J_c - b) [best decrease]",
               g_c @ step / best + min(beta, excess), at_most=1e-9)
+        check("budget: |required - min(J_c - b + 2%, beta)| [best decrease]",
+              abs(info["required"] / best - min(excess + 0.02, beta)), at_most=1e-9)
+        check("budget: cost change <= -required [best decrease]",
+              (g_c @ step + info["required"]) / best, at_most=1e-9)
         check("budget: |cost change - min(-required, rho)| [best decrease]",
               abs(g_c @ step / best - min(-info["required"] / best, info["rho"])), at_most=1e-9)
         check("budget: KL / delta - 1", step @ F @ step / 2 / delta - 1, at_most=1e-9)

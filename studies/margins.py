@@ -25,15 +25,15 @@ on:
     recovery     J_c and the costs of the epochs with a recovery step
 """
 
-import argparse, csv, re, sys
+import argparse, csv, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 import numpy as np
 from pages import fill
-from report import Run, find
-from table import ANT, HOPPER, POINT, TASKS, joined
+from report import Run, find, progress_of
+from table import ANT, HOPPER, POINT, TASKS, joined, short
 
 SETTINGS = [(POINT, "defaults", "defaults-5M"), (POINT, "preset paper", "paper"),
             (ANT, "delta 0.03", "delta-0.03"), (ANT, "preset paper", "paper"),
@@ -42,8 +42,7 @@ SETTINGS = [(POINT, "defaults", "defaults-5M"), (POINT, "preset paper", "paper")
 
 
 def cells_of(folder: Path) -> list[str]:
-    with open(folder / "progress.csv", newline="") as lines:
-        rows = list(csv.DictReader(lines))
+    rows = list(csv.DictReader(progress_of(folder).splitlines()))
     if "Misc/recovery" not in rows[0] or len(rows) < 8:
         sys.exit(f"{folder} is not a run of ctrpo.py of eight epochs or more.")
     if np.any(np.diff([int(row["Train/Epoch"]) for row in rows]) != 1):  # studies/keep.py leaves some out
@@ -73,10 +72,9 @@ def kept() -> list[Run]:
     """The runs in results/, as far as there are any."""
     texts = []
     for task, label, end in SETTINGS:
-        name = re.match(r"Safety(.*?)(Velocity)?-v\d", task)[1]
         folder = ROOT / "results" / f"ctrpo-{task}-{end}"
         if folder.exists():
-            texts.append(f"{name}, {label}={folder}")
+            texts.append(f"{short(task)}, {label}={folder}")
     return find(texts)
 
 

@@ -106,6 +106,11 @@ def cells(folder: Path, algorithm: str, task: str) -> list[str]:
     return [*means, f"{runs[0].steps[-1] / 1e6:.2g}M", str(len(runs)), f"{final(runs, 'hours').mean():.2g}"]
 
 
+def short(task: str) -> str:
+    """Hopper of SafetyHopperVelocity-v1."""
+    return re.match(r"Safety(.*?)(Velocity)?-v\d", task)[1]
+
+
 def not_clipped(task: str) -> str:
     """The same velocity task by studies/unclipped.py."""
     return f"studies.unclipped:{task.replace('Safety', 'Unclipped').replace('Velocity', '')}"
@@ -187,8 +192,7 @@ def few() -> str:
         folder, algorithm = folder_of(method, task, setting)
         returned, cost, safety, safe_reward, steps, seeds, _ = cells(folder, algorithm, task)
         ours = f"{safe_reward} at {safety}" if method == "SB-TRPO" else f"{returned} at {cost}"
-        name = re.match(r"Safety(.*?)(Velocity)?-v\d", task)[1]
-        lines.append([f"{name}, {method}, {steps}, {seeds}", ours, published(method, task)])
+        lines.append([f"{short(task)}, {method}, {steps}, {seeds}", ours, published(method, task)])
     return joined(["task, method, steps, seeds", "ours", "published"], lines)
 
 

@@ -419,10 +419,10 @@ def test_the_algorithm_stands_on_the_first_two_pages_of_every_script():
     most 45 lines, lines 100 columns. Control: a function of 46 lines is seen."""
     sections = []
     for name in ("sbtrpo.py", "ctrpo.py", "strpo.py"):
-        lines = (ROOT / name).read_text().splitlines()
+        text = (ROOT / name).read_text()
+        lines = text.splitlines()
         end, = (i for i, line in enumerate(lines) if line.endswith("= what the algorithm stands on"))
-        sections.append(re.findall(r"^# -+ (\d+\. .*)$", "\n".join(lines), re.M))
-        text = "\n".join(lines)
+        sections.append(re.findall(r"^# -+ (\d+\. .*)$", text, re.M))
         check(f"{name}: last line of the algorithm", end - 1, at_most=210)
         check(f"{name}: longest function [lines]", longest_function(text), at_most=45)
         check(f"{name}: longest line [columns]", max(map(len, lines)), at_most=100)
