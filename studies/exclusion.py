@@ -7,60 +7,78 @@
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
-"""Learning leads away from an unsafe policy by itself: results/exclusion.md, by
-`uv run studies/exclusion.py UNSAFE RUN [RUN ...]` for each task.
+"""Learning leads away from an unsafe policy by itself: results/exclusion.md, and a table in docs/strpo.md, by
+`uv run studies/exclusion.py`. Two minutes.
 
-UNSAFE is a run of `strpo.py --stage unsafe`, each RUN one of any of the three scripts on its task. It prints
-KL(unsafe || policy) [nats, summed over action dimensions], its mean over the states of ten episodes of the
-unsafe policy, for the policy at the start of its training and at the end; the least and the largest standard
-deviation of its actions at the end; and, for runs of strpo.py that exclude, in what share of the epochs this
-changed the step: lambda_2 > 0, or it stopped the line search.
+From checkpoints of runs there it measures KL(unsafe || policy) [nats, summed over action dimensions], its
+mean over the states of fifty episodes of the unsafe policy of each task, for the policies at the start and
+the end of their training; and takes from the runs the least and the largest standard deviation of their
+actions at the end, and, of those that exclude, the share of epochs in which this changed the step: lambda_2 >
+0, or it stopped the line search.
 """
 
 import argparse, csv, sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
 import numpy as np
 from evaluate import load
+from pages import fill, write
+from table import ANT, CIRCLE, GOAL, HOPPER, joined, short
+
+EPISODES = 50
+VARIANTS = {"exact dual": "strpo-{}-exact", "`--exclusion none`": "strpo-{}-exclusion-none",
+            "`--joint 0`": "strpo-{}-joint-0", "`--preset paper`": "strpo-{}-paper",
+            "`--dual fixed`": "strpo-{}-dual-fixed", "C-TRPO": "ctrpo-{}-defaults-?M"}
+HEAD = ["run", "steps", "KL(unsafe, policy) at the start", "at the end", "std at the end", "epochs changed"]
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(allow_abbrev=False, usage="%(prog)s UNSAFE RUN [RUN ...]",
-                                     description=__doc__.split("\n\n")[0])
-    parser.add_argument("unsafe", type=Path, metavar="UNSAFE")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    options = parser.parse_args(argv)
-    strpo, config, _, unsafe = load(options.unsafe)
-    if getattr(config, "stage", "") != "unsafe":
-        sys.exit(f"{options.unsafe} is not a run of --stage unsafe.")
-    episodes = [strpo.run_episode(config.task, config.seed, 2**41 + i, unsafe) for i in range(10)]
+def share_changed(state: dict) -> str:
+    """Of a run's epochs; empty for one that excludes nothing."""
+    rows = list(csv.DictReader(state["progress"].decode().splitlines()))
+    if "Misc/lambda_2" not in rows[0]:
+        return ""
+    changed = [float(row["Misc/lambda_2"]) > 0 or row["Misc/stopped_by"] == "exclusion" for row in rows]
+    return f"{np.mean(changed):.1%}"
+
+
+def measured(task: str) -> tuple[str, dict[str, list[str]]]:
+    """A table of the task's runs; and of each variant, its seeds' KL at the start and at the end."""
+    strpo, config, _, unsafe = load(ROOT / "results" / f"strpo-{task}-unsafe/seed-0")
+    episodes = [strpo.run_episode(task, config.seed, 2**41 + i, unsafe) for i in range(EPISODES)]
     states = np.concatenate([episode.observations[:-1] for episode in episodes])
     cost = np.mean([episode.costs.sum() for episode in episodes])
-    print(f"{config.task}: the unsafe policy costs {cost:.3g} an episode\n")
 
     def divergence(actor):
         old, new = (strpo.distributions(a.policy, a.theta, a.normalise(states)) for a in (unsafe, actor))
-        return strpo.mean_kl(actor.policy, old, new)
+        return f"{strpo.mean_kl(actor.policy, old, new):,.3g}"
 
-    print("| run | KL(unsafe, policy) at the start | at the end | std at the end | epochs changed |")
-    print("|---|---|---|---|---|")
-    for run in options.runs:
-        algorithm, about, state, actor = load(run)
-        if about.task != config.task:
-            sys.exit(f"{run} is a run of {about.task}, and {options.unsafe} of {config.task}.")
-        changed = "–"
-        if algorithm is strpo and about.stage == "safe" and about.exclusion != "none":
-            rows = csv.DictReader(state["progress"].decode().splitlines())
-            active = [float(row["Misc/lambda_2"]) > 0 or row["Misc/stopped_by"] == "exclusion"
-                      for row in rows]
-            changed = f"{np.mean(active):.1%}"
-        start = divergence(algorithm.make_actor(algorithm.initial_state(about)))
-        std = np.exp(strpo.unflatten(actor.theta, actor.policy.sizes)[1])  # none of a categorical policy
-        spread = f"{std.min():.3g} to {std.max():.3g}" if len(std) else "–"
-        print(f"| {run} | {start:.3g} | {divergence(actor):.3g} | {spread} | {changed} |")
-    return 0
+    lines, found = [], {}
+    for variant, name in VARIANTS.items():
+        for run in sorted((ROOT / "results").glob(f"{name.format(task)}/seed-*")):
+            algorithm, about, state, actor = load(run)
+            start, end = divergence(algorithm.make_actor(algorithm.initial_state(about))), divergence(actor)
+            std = np.exp(strpo.unflatten(actor.theta, actor.policy.sizes)[1])
+            excludes = getattr(about, "exclusion", "none") != "none"
+            lines.append([f"{run.parent.name}/{run.name}", f"{state['steps']:,}", start, end,
+                          f"{std.min():.3g} to {std.max():.3g}", share_changed(state) if excludes else ""])
+            found.setdefault("before training", []).append(start)
+            found.setdefault(variant, []).append(end)
+    return f"{task}: the unsafe policy costs {cost:.3g} an episode.\n\n{joined(HEAD, lines)}", found
+
+
+def main(argv: list[str] | None = None) -> None:
+    argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0]).parse_args(argv)
+    tasks = CIRCLE, GOAL, HOPPER, ANT
+    texts, found = zip(*map(measured, tasks))
+    start = "KL(unsafe || policy) [nats], by `uv run studies/exclusion.py`"
+    write(ROOT / "results" / "exclusion.md", "\n\n".join([start, *texts]) + "\n")
+    lines = [[variant, *(", ".join(dict.fromkeys(each.get(variant, []))) for each in found)]
+             for variant in ("before training", *VARIANTS)]
+    head = ["policy", *(short(task) for task in tasks)]
+    fill("exclusion.py", {"distances": joined(head, lines)})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
