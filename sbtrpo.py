@@ -24,11 +24,11 @@ decrease, step_c changes the cost by -1, step_r by rho; (1) reads (1 - mu) rho -
     mu     = max(0, (beta + rho) / (1 + rho))                                            (2)
 
 `--update optimal` takes, of all steps in the trust region that meet (1), the one that earns most:
-step_r if that meets (1), else k step_r + mu step_c with equality in (1), mu = beta + k rho: what
-is at right angles to both changes neither objective. In the Fisher metric, in units of the radius,
-step_r and step_c have length 1 and cosine -rho. So the step has squared length k^2 - 2 k mu rho +
-mu^2 = k^2 (1 - rho^2) + beta^2, and earns k - mu rho = k (1 - rho^2) - beta rho of the best gain:
-most where it fills the radius, at
+step_r if that meets (1), else k step_r + mu step_c with equality in (1), mu = beta + k rho. (A part
+at right angles to both would change neither objective.) In the Fisher metric, in units of the
+radius, step_r and step_c have length 1 and cosine -rho. So the step has squared length k^2 -
+2 k mu rho + mu^2 = k^2 (1 - rho^2) + beta^2, and earns k - mu rho = k (1 - rho^2) - beta rho of the
+best gain: most where it fills the radius, at
 
     k      = sqrt((1 - beta^2) / (1 - rho^2))                                            (3)
 

@@ -29,8 +29,8 @@ This is the optimal step of sbtrpo.py, with moving away in place of the cost dec
 fraction, step_g meets the demand by itself; where fraction >= 1, step_phi is the most that can be
 done. On a batch of whole episodes of one policy, a line search shortens the step until KL(old ||
 new) <= delta_1, KL(unsafe || pi) has risen by delta_2, and the surrogate, mean of (pi_new / pi_old
-- 1) A, is not negative; or the policy stays. A step may promise less, to first order. Then
-KL(unsafe || pi) and the surrogate may fall by as much as it lets them, to first order, and no more.
+- 1) A, is not negative; or the policy stays. Where the whole step promises a fall of KL(unsafe ||
+pi) or of the surrogate, to first order, that may fall by as much as promised, and no more.
 
 Differs from the paper in
  1. (S) solves Eq. 8. `--dual fixed` is the paper's practice, x + lambda_2 y (Eq. 9), which may not.
