@@ -24,25 +24,25 @@ Psi has no term linear in a. So the Hessian of D at the old policy is that of th
     H      = F + w g_c g_c^T                   w = beta phi''(m): beta / m^2 or beta / m (3)
     step   = sqrt(2 delta / g_r.y) y           with y = H^-1 g_r: the best reward step   (4)
 
-With x = F^-1 g, y = x_r - u x_c solves H y = g_r if w g_c.x_r = u (1 + w s), with s = g_c.x_c. The
-part of x_r along x_c, which alone changes the cost, is g_c.x_r / s x_c; less u x_c, only the share
-keep = 1 / (1 + w s) of it stays. Let step_r = sqrt(2 delta / g_r.x_r) x_r raise the reward
+With x = F^-1 g and s = g_c.x_c, y = x_r - u x_c solves H y = g_r for u = w g_c.x_r / (1 + w s). So
+g_c.y = keep g_c.x_r with keep = 1 / (1 + w s): this share stays of what x_r does to the cost, and
+all of what leaves the cost as it is. Let step_r = sqrt(2 delta / g_r.x_r) x_r raise the reward
 most, step_c = -sqrt(2 delta / s) x_c lower the cost most, and rho be the cosine of g_r and g_c in
 the F^-1 metric (rho > 0: what earns also costs). Then (4) is
 
     step   = (step_r + rho step_c - keep rho step_c) / sqrt(1 - rho^2 + keep rho^2)      (5)
 
 where step_r + rho step_c leaves the cost as it is, and the root is the numerator's length in H: the
-square of its part along x_c counts 1 + w s = 1 / keep times. At the start, and once J_c >= b,
-recovery takes step_c, until J_c < h b. On a batch of whole episodes of one policy, a line search
-shortens the step until D <= delta and the surrogate reward, mean of (pi_new / pi_old - 1) A_r, does
-not fall; in recovery, until KL <= delta and the surrogate cost does not rise; or the policy stays.
-It sees estimates of a and m: the true J_c may end above b, by O(delta) and the error of sampling.
+square of its part along x_c counts 1 + w s = 1 / keep times. Recovery, from the start, and again
+once J_c >= b, takes step_c, until J_c < h b. On a batch of whole episodes of one policy, a line
+search shortens the step until D <= delta and the surrogate reward, mean of (pi_new / pi_old - 1)
+A_r, does not fall; in recovery, until KL <= delta and the surrogate cost does not rise; or the
+policy stays. It sees estimates of a and m: the true J_c may end above b, by O(delta) and noise.
 
 Differs from the paper in
  1. J_c, b, m, a, g_c have one unit, cost per episode. In the authors' code, "the release", a keeps
     that of A_c, discounted; KL is averaged over action dimensions. `--official-units 1`.
- 2. (4) comes from two solves with F (Sherman-Morrison), not from one with H; as exact as they are.
+ 2. (4) comes from two solves with F, not from one with H: if both are rough, D may exceed delta.
  3. Default barrier -log x: infinite at the boundary; x log x is finite, and iterates get stuck.
  4. Conjugate gradients stop after 5 iterations, against noise; the damping is 1e-4, not 0.1.
  5. J_c is the mean cost of the batch's episodes; the release's that of 50: `--cost-window 50`.
@@ -96,10 +96,7 @@ def barrier_step(reward_gradient, reward_direction, cost_gradient, cost_directio
                  delta, beta, margin, barrier="log", recovery=False):
     """The C-TRPO step, eq. (5), from gradients g and x = F^-1 g, in O(p); in recovery the best cost
     step of KL delta. Returns the step and what it promises, to first order."""
-    if barrier not in ("log", "xlogx"):
-        raise Failure(f"there is no barrier {barrier!r}: it is log or xlogx.")
-    if not (recovery or margin > 0):
-        raise Failure(f"the margin b - J_c is {margin}: beyond the budget there is only recovery.")
+    check_barrier(barrier, margin, recovery)
     # per_best @ step: the change of an objective, in units of the best step's
     step_r, per_best_r = steepest_step(reward_gradient, reward_direction, delta)
     step_c, per_best_c = steepest_step(cost_gradient, -cost_direction, delta)
@@ -218,7 +215,7 @@ class Diverged(Failure):
     """The policy itself is not finite: to resume would not help."""
 
 WEIGHTS, CRITICS, EPISODE = 2, 3, 4  # purposes of random streams; evaluation has 1
-WARM_UP = 2**41  # where the indices of its episodes begin
+WARM_UP, UNSAFE = 2**41, 2**40  # first indices of its episodes, of those of sTRPO's unsafe policy
 LEAST_STD = 1e-3  # of an observation
 
 THREADS = concurrent.futures.ThreadPoolExecutor(2)  # no bit depends on how many
@@ -228,7 +225,11 @@ def stream(seed, purpose, index=0):
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, index)))
 
 def episode_name(index):
-    return f"episode {index}" if index < WARM_UP else f"episode {index - WARM_UP} of the warm-up"
+    if index >= WARM_UP:
+        return f"episode {index - WARM_UP} of the warm-up"
+    if index >= UNSAFE:
+        return f"episode {index - UNSAFE} of the unsafe policy"
+    return f"episode {index}"
 
 # --------------------------------------------------------------------- 4. trust region
 def steepest_step(gradient, direction, delta):
@@ -404,7 +405,7 @@ def share_kept(config, policy, theta, observations, gradient_of, lengths, weight
     if not squares > 0:
         return math.nan
     cosine = (one @ y + other @ x) / 2 / math.sqrt(squares)
-    return float(2 * cosine / (1 + cosine))
+    return float(2 * cosine / (1 + cosine)) if cosine > -1 else -math.inf
 
 # ---------------------------------------------------------- 6. advantages and critics
 class Batch(NamedTuple):
@@ -510,9 +511,6 @@ def estimate_advantages(config, batch, state):
     gae   generalised advantage estimation with a critic for each, less the batch mean"""
     sizes, advantages, fits = (*state["sizes"][:-1].tolist(), 1), [], {}
     rng = stream(config.seed, CRITICS, state["epoch"])
-    if config.advantage == "time" and len(batch.lengths) == 1:
-        raise Failure(f"a batch of one episode, of {len(batch.cost):,} steps, has no others to "
-                      "compare it with: take a larger --batch-steps, or --advantage gae.")
     costs = zip(budget_names(config), np.atleast_2d(by_budget(config, batch.cost)))
     for name, signals in (("reward", batch.reward), *costs):
         returns = estimate = discounted_sums(signals, batch.lengths, config.discount)
@@ -558,8 +556,8 @@ class CostInInfo(gymnasium.Wrapper):
     """Below all other wrappers, which know five values: the cost, third of six, goes into info."""
     def step(self, action):
         observation, reward, *cost, terminated, truncated, info = self.env.step(action)
-        if cost and not isinstance(info, dict):
-            raise TypeError("step returns six values: the cost has to be the third, info the last")
+        if not isinstance(info, dict):
+            raise TypeError(f"info, the last value of step, is {info!r}; a cost may be the third")
         if cost:
             info = info | {"cost": cost[0]}
         return observation, reward, terminated, truncated, info
@@ -580,6 +578,7 @@ def make_env(task, **rendering):
             env = CostInInfo(package.make(name, disable_env_checker=True, **rendering))
         else:
             spec = copy.deepcopy(gymnasium.spec(name))
+            spec.autoreset = False  # would hide the last observation of an episode, and its cost
             create = spec.entry_point
             if not callable(create):
                 create = gymnasium.envs.registration.load_env_creator(create)
@@ -588,7 +587,13 @@ def make_env(task, **rendering):
         spaces.flatdim(env.observation_space)
         env.reset(seed=0)  # the first episode after `make` differs in its last bits
     except (Exception, SystemExit) as error:
-        raise Failure(f"--task {task} cannot be made: {type(error).__name__}: {error}") from None
+        place = ""
+        if isinstance(error, ModuleNotFoundError):
+            place = "; modules are looked for beside this script and on PYTHONPATH"
+        text = f"{type(error).__name__}: {error}{place}"
+        raise Failure(f"--task {task} cannot be made: {text}") from None
+    if not spaces.flatdim(env.observation_space):
+        raise Failure(f"--task {task} has observations without any number.")
     if not isinstance(env.action_space, (spaces.Box, spaces.Discrete)):
         raise Failure(f"--task {task} has actions in {env.action_space}, not in a Box or Discrete.")
     return env
@@ -622,19 +627,23 @@ def to_action(space, output):
     return numbers.astype(space.dtype).reshape(space.shape)
 
 def to_vector(space, observation):
-    """An observation as a vector of its own memory; a shape that was not declared is refused."""
+    """An observation as a finite vector of its own memory; an undeclared shape is refused."""
     if not isinstance(space, spaces.Box):
-        return spaces.flatten(space, observation).astype(float)
-    shape = np.shape(observation)
-    if shape != space.shape:
+        vector = spaces.flatten(space, observation).astype(float)
+    elif np.shape(observation) == space.shape:
+        vector = np.array(observation, float).ravel()
+    else:
+        shape = np.shape(observation)
         raise ValueError(f"an observation has shape {shape}, but its space {space.shape}")
-    return np.array(observation, float).ravel()
+    if not np.isfinite(vector).all():
+        raise ArithmeticError(f"not finite: {observation=}")
+    return vector
 
 def number(name, value):
     """The only number of an array, or the number that it is; `name` is for the error."""
     array = np.asarray(value)
-    if array.size != 1:
-        raise ValueError(f"the {name} has shape {array.shape}, but must be one number")
+    if array.size != 1 or array.dtype.kind not in "biuf":
+        raise ValueError(f"the {name} is {value!r}, but must be one number")
     return array.item()
 
 def step_cost(info, names):
@@ -643,7 +652,7 @@ def step_cost(info, names):
     if isinstance(given, dict):
         named = given
     elif names or given is None:
-        named = {key[5:]: info[key] for key in info if key.startswith("cost_")}
+        named = {key[5:]: info[key] for key in map(str, info) if key.startswith("cost_")}
     else:
         return number("cost", given)
     known = ", ".join(named) or "none"
@@ -659,8 +668,8 @@ def env_step(env, output, costs=()):
     observation, reward, terminated, truncated, info = env.step(to_action(env.action_space, output))
     observation = to_vector(env.observation_space, observation)
     reward, cost = number("reward", reward), step_cost(info, costs)
-    if not (math.isfinite(reward) and np.isfinite(cost).all() and np.isfinite(observation).all()):
-        raise ArithmeticError(f"not finite: {reward=}, {cost=} or {observation=}")
+    if not (math.isfinite(reward) and np.isfinite(cost).all()):
+        raise ArithmeticError(f"not finite: {reward=} or {cost=}")
     if np.min(cost) < 0:  # would hide another: an episode is safe if its costs sum to 0
         raise ValueError(f"{cost=} is negative")
     return observation, reward, cost, terminated, truncated
@@ -688,9 +697,9 @@ class Actor(NamedTuple):
 
         def act(observation):
             output = network(layers, self.normalise(observation))
-            if rng and self.policy.discrete:  # the largest of logits with Gumbel noise is a sample
+            if rng is not None and self.policy.discrete:  # with Gumbel noise, the largest
                 output = output + rng.gumbel(size=len(output))
-            elif rng:
+            elif rng is not None:
                 output = output + np.exp(log_std) * rng.standard_normal(len(output))
             if not np.isfinite(output).all():
                 raise Diverged(f"policy not finite: {output}; start anew, with smaller steps")
@@ -767,9 +776,11 @@ def collect(executor, config, actor, first, size, attempt=1):
     executor, another one if a worker has died: then all start anew."""
     run = functools.partial(run_episode, config.task, config.seed, actor=actor, costs=config.costs)
     episodes, jobs, planned, steps, length = [], [], first, 0, 1000
+    least = 2 if config.advantage == "time" else 1  # which compares them
     try:
-        while steps < size:
-            wanted = first + len(episodes) + math.ceil((size - steps) / length)
+        while steps < size or len(episodes) < least:
+            more = max(math.ceil((size - steps) / length), least - len(episodes))
+            wanted = first + len(episodes) + more
             while planned < wanted:  # short episodes share a job
                 indices = range(planned, min(wanted, planned + math.ceil(500 / length)))
                 jobs.append(executor.submit(list, map(run, indices)))
@@ -791,7 +802,7 @@ def collect(executor, config, actor, first, size, attempt=1):
     for job in jobs:
         job.cancel()
     ends = np.cumsum([len(episode.costs) for episode in episodes])
-    return executor, episodes[: np.searchsorted(ends, size) + 1]
+    return executor, episodes[: max(least, np.searchsorted(ends, size) + 1)]
 
 def on_one_thread(function):
     threadpoolctl.threadpool_limits(1, "blas")  # as make_executor does: the same bits
@@ -889,13 +900,18 @@ def advance(state, batch, theta, critics, regret):
 
 def write(path, data, previous=None):
     """Old or new content is there at every moment, whole; the old one stays as `previous`."""
-    with open(path.with_suffix(".tmp"), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    if previous and path.exists():
-        os.replace(path, previous)
-    os.replace(path.with_suffix(".tmp"), path)
+    new = path.with_suffix(".tmp")
+    try:
+        with open(new, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous and path.exists():
+            os.replace(path, previous)
+        os.replace(new, path)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise Failure(f"{path} cannot be written: {error.strerror}.") from None
 
 def checksum(state):
     """Of names and contents: the checksums of npz files do not see a lost array."""
@@ -968,10 +984,12 @@ def load_run(run):
 
 def load_policy(run, rng=None):
     """observation -> an action of a run's policy, as its environment takes it: the mean (the most
-    likely one, if discrete), or, with a numpy Generator, a sample. `act = load_policy("runs/...");
-    env.step(act(observation))`. Raises Failure: there is no run, or an action is not finite."""
+    likely one, if discrete), or, with a numpy Generator or a seed, a sample. `act = load_policy(
+    "runs/..."); env.step(act(observation))`. Raises Failure: there is no run, or an action is not
+    finite."""
     config, state = load_run(run_folder(run))
-    env, act = make_env(config.task), make_actor(state).acting(rng)
+    env, rng = make_env(config.task), None if rng is None else np.random.default_rng(rng)
+    act = make_actor(state).acting(rng)
     env.close()
 
     def action_for(observation):
@@ -985,7 +1003,8 @@ def report(run, state):
     from matplotlib.figure import Figure
 
     rows = list(csv.DictReader(state["progress"].decode().splitlines()))
-    figure, text = Figure(figsize=(20, 3.2), layout="constrained"), "Mean over the last tenth:"
+    figure = Figure(figsize=(20, 3.2), layout="constrained")
+    text = "Mean over the last tenth of the epochs:"
     names = "EpRet", "EpCost", "SafetyProbability", "SafeReward", "kept"
     for axis, name in zip(figure.subplots(1, 5), names):
         values = [float(row.get(f"Metrics/{name}", row.get(f"Misc/{name}", "nan"))) for row in rows]
@@ -1035,6 +1054,12 @@ class Checked:
 # --- end shared ---
 
 # -------------------------------------------- 1b. the step, where several costs have a budget each
+def check_barrier(barrier, margins, recovery):
+    if barrier not in ("log", "xlogx"):
+        raise Failure(f"there is no barrier {barrier!r}: it is log or xlogx.")
+    if not np.all(recovery | (np.asarray(margins) > 0)):
+        raise Failure(f"the margin b - J_c is {margins}: beyond the budget there is only recovery.")
+
 def several_barriers_step(reward_gradient, reward_direction, cost_gradients, cost_directions,
                           delta, beta, margins, barrier, recovery):
     """(4) for several costs, gradients (costs, p), margins and recovery (costs,). Each that is not
@@ -1044,16 +1069,18 @@ def several_barriers_step(reward_gradient, reward_direction, cost_gradients, cos
 
     where, if no cost is in recovery, x = x_r and step = sqrt(2 delta / g_r.y) y. Else the goal is
     the sum of the g_i in recovery, each over sqrt(g_i.x_i), which frees it of units, and the step
-    goes down: two costs both fall, to first order, where no third has a barrier or recovers too.
+    goes down: two costs both fall, to first order and for exact x, where no third has a barrier or
+    recovers too.
     Gradients may be dependent, or 0. Returns the step and what it promises, to each cost."""
+    check_barrier(barrier, margins, recovery)
     gradients = np.array([reward_gradient, *cost_gradients])
     directions = np.array([reward_direction, *cost_directions])
     pairs = [steepest_step(g, x, delta) for g, x in zip(gradients, directions)]
     best_steps, per_best = map(np.array, zip(*pairs))
     cosines = per_best @ best_steps.T
     best = np.sum(gradients * best_steps, axis=1)
-    power = 2 if barrier == "log" else 1  # w s, with s = best^2 / (2 delta), phi'' = 1 / m^power
-    stiffness = beta / (2 * delta) * best[1:] ** 2 / np.where(recovery, 1.0, margins) ** power
+    share = best[1:] / np.where(recovery, 1.0, margins)
+    stiffness = beta / (2 * delta) * share * (share if barrier == "log" else best[1:])  # w s
     goal = np.append(1.0, np.zeros(len(margins)))  # weights of the best steps
     if np.any(recovery):
         goal = np.append(0.0, -recovery.astype(float))
@@ -1175,6 +1202,8 @@ def open_run(argv):
             parser.error("a resumed run takes only --total-steps, --workers and --scheduler")
         if not (run / "config.json").exists():
             raise Failure(f"{run} holds no run that can be resumed.")
+        if (run.resolve().parent / "config.json").exists():
+            raise Failure(f"{run} is the first stage of {run.resolve().parent}: resume that.")
         lock = own(run)
         config, state = load_run(run)
         # a scheduler sends code: none is taken from a file
@@ -1206,16 +1235,15 @@ def main(argv=None):
     except (Failure, OSError, ImportError, KeyboardInterrupt) as error:
         saved = "\nWhat was saved is whole" if run else ""
         if run and not isinstance(error, Diverged):
-            saved += ": with other options start anew under another --experiment, else "
-            saved += f"go on with --resume {run}"
+            saved += f": --resume {run} goes on from there; other options take a new --experiment"
         print(f"{str(error) or 'interrupted'}{saved}", file=sys.stderr)
         return 1
 
 if __name__ == "__main__":  # under its own name, by which workers find the functions
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
     path = Path(globals().get("__file__", ".")).resolve()
-    if not path.is_file() or "." in path.stem:
-        sys.exit("Save this script under a name with one dot, by which its workers can find it.")
+    if not path.is_file() or path.suffix != ".py" or "." in path.stem:
+        sys.exit("Save this script as NAME.py, without another dot: so its workers can find it.")
     sys.path.insert(0, str(path.parent))
     sys.exit(importlib.import_module(path.stem).main())
 # --- end shared ---

@@ -25,12 +25,11 @@ best gain. If both constraints bind, a = fraction, and k is the largest that the
 
     step = k step_g + (fraction - k rho) step_phi,  k = sqrt((1 - fraction^2) / (1 - rho^2))   (S)
 
-This is the optimal step of sbtrpo.py, with moving away in place of the cost decrease. Where rho >=
-fraction, step_g meets the demand by itself; where fraction >= 1, step_phi is the most that can be
-done. On a batch of whole episodes of one policy, a line search shortens the step until KL(old ||
-new) <= delta_1, KL(unsafe || pi) has risen by delta_2, and the surrogate, mean of (pi_new / pi_old
-- 1) A, is not negative; or the policy stays. Where the whole step promises a fall of KL(unsafe ||
-pi) or of the surrogate, to first order, that may fall by as much as promised, and no more.
+This is the optimal step of sbtrpo.py, moving away in place of costing less. Where rho >= fraction,
+step_g meets the demand; where fraction >= 1, step_phi does the most. On a batch of whole episodes,
+a line search shortens the step until KL(old || new) <= delta_1, KL(unsafe || pi) has risen by
+delta_2, and the surrogate, mean of (pi_new / pi_old - 1) A, is not negative; or the policy stays.
+If the step itself promises a fall of one of the last two, to first order, it may fall by as much.
 
 Differs from the paper in
  1. (S) solves Eq. 8. `--dual fixed` is the paper's practice, x + lambda_2 y (Eq. 9), which may not.
@@ -76,8 +75,10 @@ from gymnasium import spaces
 # ----------------------------------------------------------------------------- 1. the step
 def optimal_weights(rho, fraction, sine2):
     """(k, fraction - k rho), eq. (S); sine2 = 1 - rho^2."""
-    if rho >= fraction or fraction <= -1:  # step_g meets the demand by itself
+    if rho >= fraction:  # step_g meets the demand by itself
         return 1.0, 0.0
+    if fraction <= -1:  # and so rho < -1, of rough solves; (S) is for fraction^2 < 1
+        return (1 - fraction) / (1 - rho), (fraction - rho) / (1 - rho)
     if fraction >= 1:  # nothing in the trust region does more than step_phi
         return 0.0, 1.0
     if sine2 <= 1e-12:  # parallel, or g = 0: many steps solve it, and this is the shortest
@@ -127,9 +128,8 @@ def update_policy(config, policy, theta, observations, actions, advantages, excl
     fisher = fisher_product(policy, theta, observations, config.damping)
     direction, residual = conjugate_gradients(fisher, gradient, config.cg_iterations)
     away_direction, away_residual = conjugate_gradients(fisher, away, config.cg_iterations)
-    take_step = exclusion_step
-    if config.dual == "fixed":
-        take_step = functools.partial(fixed_step, lambda_2=config.lambda_2)
+    fixed = functools.partial(fixed_step, lambda_2=config.lambda_2)
+    take_step = fixed if config.dual == "fixed" else exclusion_step
     step, info = take_step(gradient, direction, away, away_direction, config.delta_1, demand)
     if config.reverse and not info["feasible"]:  # Eq. 10, towards unsafe
         step = -step
@@ -138,7 +138,7 @@ def update_policy(config, policy, theta, observations, actions, advantages, excl
     old = distributions(policy, theta, observations)
     gain, promised = float(gradient @ step), float(away @ step)
     met = promised >= demand - 1e-9 * abs(demand)  # to first order, up to rounding
-    least = demand if met else min(0.0, promised)
+    least = demand if met or demand <= 0 else min(0.0, promised)  # a level that holds is kept
 
     def judge(candidate):
         new = distributions(policy, candidate, observations)
@@ -179,15 +179,15 @@ def improve(config, run, state, unsafe=None):
             totals, limit = episode_costs(config, episodes)  # cost of each episode, (episodes,); b
             mean_cost, exclusion = totals.mean(axis=-1), None
             multiplier, pid = pid_multiplier(state["pid"], mean_cost, limit, config.pid)
-            if config.stage == "unsafe" and config.critic == "cvar":
-                costs, fits["quantile_critic"] = cvar_advantages(config, batch, state)
+            if config.stage == "unsafe":
+                costs, fits = unsafe_advantages(config, batch, state, costs, fits)
             critics = in_workers(executor, fits)  # while the policy is updated here
-            advantages = cost = standardised(costs)  # what stage 1 raises
+            advantages = standardised(costs)  # what stage 1 raises
             if config.stage == "safe":  # Eq. 6; --joint 0 leaves the cost out
-                advantages = standardised(rewards) - config.joint * np.dot(multiplier, cost)
+                advantages = standardised(rewards) - config.joint * np.dot(multiplier, advantages)
             if unsafe:
-                exclusion, weights = make_exclusion(config, actor, unsafe, unsafe_raw, batch)
-                constants |= weights
+                exclusion, measured = make_exclusion(config, actor, unsafe, unsafe_raw, batch)
+                constants |= measured
             theta, info = update_policy(config, actor.policy, state["theta"], batch.observations,
                                         batch.actions, advantages, exclusion, batch.lengths)
 
@@ -217,7 +217,7 @@ class Diverged(Failure):
     """The policy itself is not finite: to resume would not help."""
 
 WEIGHTS, CRITICS, EPISODE = 2, 3, 4  # purposes of random streams; evaluation has 1
-WARM_UP = 2**41  # where the indices of its episodes begin
+WARM_UP, UNSAFE = 2**41, 2**40  # first indices of its episodes, of those of sTRPO's unsafe policy
 LEAST_STD = 1e-3  # of an observation
 
 THREADS = concurrent.futures.ThreadPoolExecutor(2)  # no bit depends on how many
@@ -227,7 +227,11 @@ def stream(seed, purpose, index=0):
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, index)))
 
 def episode_name(index):
-    return f"episode {index}" if index < WARM_UP else f"episode {index - WARM_UP} of the warm-up"
+    if index >= WARM_UP:
+        return f"episode {index - WARM_UP} of the warm-up"
+    if index >= UNSAFE:
+        return f"episode {index - UNSAFE} of the unsafe policy"
+    return f"episode {index}"
 
 # --------------------------------------------------------------------- 4. trust region
 def steepest_step(gradient, direction, delta):
@@ -403,7 +407,7 @@ def share_kept(config, policy, theta, observations, gradient_of, lengths, weight
     if not squares > 0:
         return math.nan
     cosine = (one @ y + other @ x) / 2 / math.sqrt(squares)
-    return float(2 * cosine / (1 + cosine))
+    return float(2 * cosine / (1 + cosine)) if cosine > -1 else -math.inf
 
 # ---------------------------------------------------------- 6. advantages and critics
 class Batch(NamedTuple):
@@ -509,9 +513,6 @@ def estimate_advantages(config, batch, state):
     gae   generalised advantage estimation with a critic for each, less the batch mean"""
     sizes, advantages, fits = (*state["sizes"][:-1].tolist(), 1), [], {}
     rng = stream(config.seed, CRITICS, state["epoch"])
-    if config.advantage == "time" and len(batch.lengths) == 1:
-        raise Failure(f"a batch of one episode, of {len(batch.cost):,} steps, has no others to "
-                      "compare it with: take a larger --batch-steps, or --advantage gae.")
     costs = zip(budget_names(config), np.atleast_2d(by_budget(config, batch.cost)))
     for name, signals in (("reward", batch.reward), *costs):
         returns = estimate = discounted_sums(signals, batch.lengths, config.discount)
@@ -557,8 +558,8 @@ class CostInInfo(gymnasium.Wrapper):
     """Below all other wrappers, which know five values: the cost, third of six, goes into info."""
     def step(self, action):
         observation, reward, *cost, terminated, truncated, info = self.env.step(action)
-        if cost and not isinstance(info, dict):
-            raise TypeError("step returns six values: the cost has to be the third, info the last")
+        if not isinstance(info, dict):
+            raise TypeError(f"info, the last value of step, is {info!r}; a cost may be the third")
         if cost:
             info = info | {"cost": cost[0]}
         return observation, reward, terminated, truncated, info
@@ -579,6 +580,7 @@ def make_env(task, **rendering):
             env = CostInInfo(package.make(name, disable_env_checker=True, **rendering))
         else:
             spec = copy.deepcopy(gymnasium.spec(name))
+            spec.autoreset = False  # would hide the last observation of an episode, and its cost
             create = spec.entry_point
             if not callable(create):
                 create = gymnasium.envs.registration.load_env_creator(create)
@@ -587,7 +589,13 @@ def make_env(task, **rendering):
         spaces.flatdim(env.observation_space)
         env.reset(seed=0)  # the first episode after `make` differs in its last bits
     except (Exception, SystemExit) as error:
-        raise Failure(f"--task {task} cannot be made: {type(error).__name__}: {error}") from None
+        place = ""
+        if isinstance(error, ModuleNotFoundError):
+            place = "; modules are looked for beside this script and on PYTHONPATH"
+        text = f"{type(error).__name__}: {error}{place}"
+        raise Failure(f"--task {task} cannot be made: {text}") from None
+    if not spaces.flatdim(env.observation_space):
+        raise Failure(f"--task {task} has observations without any number.")
     if not isinstance(env.action_space, (spaces.Box, spaces.Discrete)):
         raise Failure(f"--task {task} has actions in {env.action_space}, not in a Box or Discrete.")
     return env
@@ -621,19 +629,23 @@ def to_action(space, output):
     return numbers.astype(space.dtype).reshape(space.shape)
 
 def to_vector(space, observation):
-    """An observation as a vector of its own memory; a shape that was not declared is refused."""
+    """An observation as a finite vector of its own memory; an undeclared shape is refused."""
     if not isinstance(space, spaces.Box):
-        return spaces.flatten(space, observation).astype(float)
-    shape = np.shape(observation)
-    if shape != space.shape:
+        vector = spaces.flatten(space, observation).astype(float)
+    elif np.shape(observation) == space.shape:
+        vector = np.array(observation, float).ravel()
+    else:
+        shape = np.shape(observation)
         raise ValueError(f"an observation has shape {shape}, but its space {space.shape}")
-    return np.array(observation, float).ravel()
+    if not np.isfinite(vector).all():
+        raise ArithmeticError(f"not finite: {observation=}")
+    return vector
 
 def number(name, value):
     """The only number of an array, or the number that it is; `name` is for the error."""
     array = np.asarray(value)
-    if array.size != 1:
-        raise ValueError(f"the {name} has shape {array.shape}, but must be one number")
+    if array.size != 1 or array.dtype.kind not in "biuf":
+        raise ValueError(f"the {name} is {value!r}, but must be one number")
     return array.item()
 
 def step_cost(info, names):
@@ -642,7 +654,7 @@ def step_cost(info, names):
     if isinstance(given, dict):
         named = given
     elif names or given is None:
-        named = {key[5:]: info[key] for key in info if key.startswith("cost_")}
+        named = {key[5:]: info[key] for key in map(str, info) if key.startswith("cost_")}
     else:
         return number("cost", given)
     known = ", ".join(named) or "none"
@@ -658,8 +670,8 @@ def env_step(env, output, costs=()):
     observation, reward, terminated, truncated, info = env.step(to_action(env.action_space, output))
     observation = to_vector(env.observation_space, observation)
     reward, cost = number("reward", reward), step_cost(info, costs)
-    if not (math.isfinite(reward) and np.isfinite(cost).all() and np.isfinite(observation).all()):
-        raise ArithmeticError(f"not finite: {reward=}, {cost=} or {observation=}")
+    if not (math.isfinite(reward) and np.isfinite(cost).all()):
+        raise ArithmeticError(f"not finite: {reward=} or {cost=}")
     if np.min(cost) < 0:  # would hide another: an episode is safe if its costs sum to 0
         raise ValueError(f"{cost=} is negative")
     return observation, reward, cost, terminated, truncated
@@ -687,9 +699,9 @@ class Actor(NamedTuple):
 
         def act(observation):
             output = network(layers, self.normalise(observation))
-            if rng and self.policy.discrete:  # the largest of logits with Gumbel noise is a sample
+            if rng is not None and self.policy.discrete:  # with Gumbel noise, the largest
                 output = output + rng.gumbel(size=len(output))
-            elif rng:
+            elif rng is not None:
                 output = output + np.exp(log_std) * rng.standard_normal(len(output))
             if not np.isfinite(output).all():
                 raise Diverged(f"policy not finite: {output}; start anew, with smaller steps")
@@ -766,9 +778,11 @@ def collect(executor, config, actor, first, size, attempt=1):
     executor, another one if a worker has died: then all start anew."""
     run = functools.partial(run_episode, config.task, config.seed, actor=actor, costs=config.costs)
     episodes, jobs, planned, steps, length = [], [], first, 0, 1000
+    least = 2 if config.advantage == "time" else 1  # which compares them
     try:
-        while steps < size:
-            wanted = first + len(episodes) + math.ceil((size - steps) / length)
+        while steps < size or len(episodes) < least:
+            more = max(math.ceil((size - steps) / length), least - len(episodes))
+            wanted = first + len(episodes) + more
             while planned < wanted:  # short episodes share a job
                 indices = range(planned, min(wanted, planned + math.ceil(500 / length)))
                 jobs.append(executor.submit(list, map(run, indices)))
@@ -790,7 +804,7 @@ def collect(executor, config, actor, first, size, attempt=1):
     for job in jobs:
         job.cancel()
     ends = np.cumsum([len(episode.costs) for episode in episodes])
-    return executor, episodes[: np.searchsorted(ends, size) + 1]
+    return executor, episodes[: max(least, np.searchsorted(ends, size) + 1)]
 
 def on_one_thread(function):
     threadpoolctl.threadpool_limits(1, "blas")  # as make_executor does: the same bits
@@ -888,13 +902,18 @@ def advance(state, batch, theta, critics, regret):
 
 def write(path, data, previous=None):
     """Old or new content is there at every moment, whole; the old one stays as `previous`."""
-    with open(path.with_suffix(".tmp"), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    if previous and path.exists():
-        os.replace(path, previous)
-    os.replace(path.with_suffix(".tmp"), path)
+    new = path.with_suffix(".tmp")
+    try:
+        with open(new, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous and path.exists():
+            os.replace(path, previous)
+        os.replace(new, path)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise Failure(f"{path} cannot be written: {error.strerror}.") from None
 
 def checksum(state):
     """Of names and contents: the checksums of npz files do not see a lost array."""
@@ -967,10 +986,12 @@ def load_run(run):
 
 def load_policy(run, rng=None):
     """observation -> an action of a run's policy, as its environment takes it: the mean (the most
-    likely one, if discrete), or, with a numpy Generator, a sample. `act = load_policy("runs/...");
-    env.step(act(observation))`. Raises Failure: there is no run, or an action is not finite."""
+    likely one, if discrete), or, with a numpy Generator or a seed, a sample. `act = load_policy(
+    "runs/..."); env.step(act(observation))`. Raises Failure: there is no run, or an action is not
+    finite."""
     config, state = load_run(run_folder(run))
-    env, act = make_env(config.task), make_actor(state).acting(rng)
+    env, rng = make_env(config.task), None if rng is None else np.random.default_rng(rng)
+    act = make_actor(state).acting(rng)
     env.close()
 
     def action_for(observation):
@@ -984,7 +1005,8 @@ def report(run, state):
     from matplotlib.figure import Figure
 
     rows = list(csv.DictReader(state["progress"].decode().splitlines()))
-    figure, text = Figure(figsize=(20, 3.2), layout="constrained"), "Mean over the last tenth:"
+    figure = Figure(figsize=(20, 3.2), layout="constrained")
+    text = "Mean over the last tenth of the epochs:"
     names = "EpRet", "EpCost", "SafetyProbability", "SafeReward", "kept"
     for axis, name in zip(figure.subplots(1, 5), names):
         values = [float(row.get(f"Metrics/{name}", row.get(f"Misc/{name}", "nan"))) for row in rows]
@@ -1090,9 +1112,16 @@ def cvar_advantages(config, batch, state):
     returns = discounted_sums(cost, batch.lengths, config.discount)
     return with_signal(xi - xi.mean(), cost, returns, batch.lengths), fit
 
+def unsafe_advantages(config, batch, state, costs, fits):
+    """Advantages that stage one raises, and what fits the critic that it needs, no other."""
+    if config.critic == "mean":
+        return costs, {name: fits[name] for name in fits if name != "reward_critic"}
+    costs, fit = cvar_advantages(config, batch, state)
+    return costs, {"quantile_critic": fit}
+
 def visited(executor, config, unsafe):
     """The states (N, size) of a batch of the unsafe policy's own, and what an episode costs it."""
-    executor, episodes = collect(executor, config, unsafe, 2**40, config.batch_steps)
+    executor, episodes = collect(executor, config, unsafe, UNSAFE, config.batch_steps)
     raw = np.concatenate([episode.observations[:-1] for episode in episodes])
     cost = episode_metrics(episodes)["EpCost"]
     print(f"the unsafe policy costs {cost:.3g} an episode", flush=True)
@@ -1128,6 +1157,9 @@ def open_first_stage(config, run):
     if not (folder / "config.json").exists():  # written last
         if config.unsafe:
             first, state = load_run(run_folder(config.unsafe))
+            if state["steps"] < first.total_steps:
+                raise Failure(f"--unsafe {config.unsafe} has {state['steps']:,} steps of "
+                              f"{first.total_steps:,}: finish it, with --resume.")
         else:
             limit = float(np.sum(config.cost_limit))  # of several costs, their sum is raised
             first = dataclasses.replace(
@@ -1255,6 +1287,8 @@ def open_run(argv):
             parser.error("a resumed run takes only --total-steps, --workers and --scheduler")
         if not (run / "config.json").exists():
             raise Failure(f"{run} holds no run that can be resumed.")
+        if (run.resolve().parent / "config.json").exists():
+            raise Failure(f"{run} is the first stage of {run.resolve().parent}: resume that.")
         lock = own(run)
         config, state = load_run(run)
         # a scheduler sends code: none is taken from a file
@@ -1286,16 +1320,15 @@ def main(argv=None):
     except (Failure, OSError, ImportError, KeyboardInterrupt) as error:
         saved = "\nWhat was saved is whole" if run else ""
         if run and not isinstance(error, Diverged):
-            saved += ": with other options start anew under another --experiment, else "
-            saved += f"go on with --resume {run}"
+            saved += f": --resume {run} goes on from there; other options take a new --experiment"
         print(f"{str(error) or 'interrupted'}{saved}", file=sys.stderr)
         return 1
 
 if __name__ == "__main__":  # under its own name, by which workers find the functions
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
     path = Path(globals().get("__file__", ".")).resolve()
-    if not path.is_file() or "." in path.stem:
-        sys.exit("Save this script under a name with one dot, by which its workers can find it.")
+    if not path.is_file() or path.suffix != ".py" or "." in path.stem:
+        sys.exit("Save this script as NAME.py, without another dot: so its workers can find it.")
     sys.path.insert(0, str(path.parent))
     sys.exit(importlib.import_module(path.stem).main())
 # --- end shared ---

@@ -779,6 +779,32 @@ def test_exclusion_update_keeps_its_conditions(exclusion, estimator, dual):
         check("  sTRPO update: networks, of 6, that promise the demand", promised, at_least=2)
 
 
+@pytest.mark.parametrize("dual", ["exact", "fixed"])
+def test_a_level_that_holds_is_kept(dual):
+    """`--exclusion level`, .003 nats below KL(unsafe || pi), advantages that lead towards the unsafe policy:
+    no step ends below the level, whatever it promises. Control: without the exclusion they do."""
+    short, control = -math.inf, 0
+    for seed, policy in enumerate(POLICIES):
+        theta, observations = network(policy, 300, seed)
+        rng = np.random.default_rng(50 + seed)
+        old = strpo.distributions(policy, theta, observations)
+        actions = (rng.integers(2, size=300) if policy.discrete
+                   else old[:, :2] + np.exp(old[:, 2:]) * rng.normal(size=(300, 2)))
+        actor = strpo.Actor(policy, theta, np.zeros(3), np.ones(3))
+        unsafe = actor._replace(theta=theta + 0.4 * rng.normal(size=theta.size))
+        batch = one_episode(actor, observations, actions)
+        value, _ = strpo.make_exclusion(strpo.Config(), actor, unsafe, rng.normal(size=(200, 3)), batch)
+        advantages = -strpo.log_probabilities(policy, old, actions) + strpo.log_probabilities(
+            policy, strpo.distributions(policy, unsafe.theta, observations), actions)
+        level = float(value(theta)) - 0.003
+        config = strpo.Config(exclusion="level", dual=dual, level=level, lambda_2=0.01)
+        data = config, policy, theta, observations, actions, advantages
+        short = max(short, level - float(value(strpo.update_policy(*data, value)[0])))
+        control += level > float(value(strpo.update_policy(*data)[0]))
+    check("sTRPO update: KL(unsafe || pi) below a level that held [nats]", short, at_most=1e-9)
+    check("  control: networks, of 6, that would go below it", control, at_least=4)
+
+
 def test_line_search_names_what_stopped_it():
     """kl: a unit step of a tanh network overshoots; exclusion: a made-up one that falls with the square of
     the step; surrogate: with a trust region of 10 nats the likelihood of what was sampled collapses. With no
