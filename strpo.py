@@ -182,9 +182,9 @@ def improve(config, run, state, unsafe=None):
             if config.stage == "unsafe":
                 costs, fits = unsafe_advantages(config, batch, state, costs, fits)
             critics = in_workers(executor, fits)  # while the policy is updated here
-            advantages = standardised(costs)  # what stage 1 raises
+            advantages = cost = standardised(costs)  # what stage 1 raises
             if config.stage == "safe":  # Eq. 6; --joint 0 leaves the cost out
-                advantages = standardised(rewards) - config.joint * np.dot(multiplier, advantages)
+                advantages = standardised(rewards) - config.joint * np.dot(multiplier, cost)
             if unsafe:
                 exclusion, measured = make_exclusion(config, actor, unsafe, unsafe_raw, batch)
                 constants |= measured

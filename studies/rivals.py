@@ -8,17 +8,18 @@
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
 # ///
 """SB-TRPO beside C-TRPO and TRPO with a multiplier on its paper's eight tasks: figures/rivals.png, by
-`uv run studies/rivals.py`, which draws another picture and fills three tables of docs/sbtrpo.md, too.
+`uv run studies/rivals.py`, which draws another picture and fills four tables of docs/sbtrpo.md, too.
 
 The runs are those of studies/table_sbtrpo.toml, as far as they are in results/: ALGORITHM-TASK-SETTING, two
 million steps where nothing else is said. The first table and the picture have safe reward and safety
 probability, training episodes of the last tenth: means over seeds, and their standard deviations (n - 1).
 The second table has fresh episodes of SB-TRPO's policies, by their evaluation.json: is a safe policy doing
 its task? The third has the angles of all steps with the best reward step and with the best cost step, to
-first order, in the Fisher metric; figures/angles.png has those of the two tasks of the paper's Figure 4.
+first order, in the Fisher metric; figures/angles.png has those of the two tasks of the paper's Figure 4. The
+last has what the line search leaves of a step.
 """
 
-import argparse, itertools, json, sys
+import argparse, csv, itertools, json, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,8 +27,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 import numpy as np
 from matplotlib.figure import Figure
 from pages import fill
-from report import COLOURS, GREY, MARKERS, cut, final, find, number, save, spread
-from table import PAPER, TASKS, cells, folder_of, joined
+from report import COLOURS, GREY, MARKERS, cut, final, find, number, progress_of, save, spread
+from table import CIRCLE2, PAPER, TASKS, cells, folder_of, joined
 
 RIVALS = {"SB-TRPO": ("SB-TRPO", "paper"), "SB-TRPO, `--advantage time`": ("SB-TRPO", "paper-time"),
           "C-TRPO, budget 0": ("C-TRPO", "paper-limit-0"), "C-TRPO, budget 15": ("C-TRPO", "paper-limit-15"),
@@ -134,6 +135,25 @@ def angles() -> str:
                    "angle with the best cost step"], lines)
 
 
+def searched() -> str:
+    """What the line search leaves of steps that have to lower the cost: medians over all epochs and seeds."""
+    lines = []
+    for options, setting in {"defaults": "defaults-800k", "`--update optimal`": "optimal",
+                             "`--preset safe`": "safe", "`--preset paper`": "paper"}.items():
+        filled, kept, shortened = [], [], []
+        for folder in sorted(folder_of("SB-TRPO", CIRCLE2, setting)[0].glob("seed-*")):
+            delta = json.loads((folder / "config.json").read_text())["config"]["delta"]
+            for row in csv.DictReader(progress_of(folder).splitlines()):
+                if float(row["Misc/required"]) > 0:
+                    filled.append(float(row["Train/KL"]) / delta)
+                    kept.append(-float(row["Misc/surrogate_cost"]) / float(row["Misc/required"]))
+                    shortened.append(float(row["Misc/fraction"]) < 1)
+        lines.append([options, str(len(kept)), f"{np.mean(shortened):.0%}", f"{np.median(filled):.2f}",
+                      f"{np.median(kept):.2f}"])
+    return joined(["CarCircle2", "steps that have to lower the cost", "shortened", "KL [δ]",
+                   "surrogate decrease [required]"], lines)
+
+
 def draw_angles() -> None:
     """The paper's Figure 4: left of 90 degrees a step improves reward, or cost."""
     figure = Figure(figsize=(11, 7), layout="constrained")
@@ -155,7 +175,8 @@ def main(argv: list[str] | None = None) -> None:
     argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0]).parse_args(argv)
     draw()
     draw_angles()
-    fill("rivals.py", {"rivals": table(), "fresh episodes": fresh(), "angles": angles()})
+    fill("rivals.py", {"rivals": table(), "fresh episodes": fresh(), "angles": angles(),
+                       "line search": searched()})
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ A1 kappa corrected | SB-TRPO, Eq. 4 with kappa | holds as corrected
     it misses the share k (beta + rho) / (1 + rho + k), k = kappa over the best decrease: kappa at most
     random metrics, beta .05 to 1, kappa 1e-10 to 1e-3, cost gradients of order 1e-8 to 1
 A1 optimal | beyond SB-TRPO, --update optimal | holds
-    k step_r + (beta + k rho) step_c, k^2 = (1 - beta^2) / (1 - rho^2), is the best of all steps that keep it
+    k step_r + (beta + k rho) step_c, k^2 = (1 - beta^2) / (1 - rho^2), is the best that keeps it; rho > -beta
     random metrics, beta .05 to .99; certified by the dual
 A1 CPO printed | SB-TRPO, beta = 1, Eq. 4 | fails as printed
     with beta = 1 the step is CPO's
@@ -102,7 +102,7 @@ C1 printed | SB-TRPO, Theorem 4.2(2) | fails as printed
     if g_r != 0 and g_r.step_c >= 0, the step raises J_r to first order, for every beta in (0, 1]
     the plane, rho = 0, beta = 1: the step is the cost step
 C1 corrected | SB-TRPO, Theorem 4.2(2) | holds as corrected
-    the step raises J_r to first order if and only if rho < 1 - beta
+    the convex step raises J_r to first order if and only if rho < 1 - beta
     random policies of Garnets, beta .5, .75, .9, |rho - (1 - beta)| > .01
 A2 | C-TRPO, the step | holds
     the natural reward step for H = F + w g_c g_c^T is along x_r - w (g_r.x_c) / (1 + w s) x_c
@@ -147,7 +147,7 @@ A4 flow | C-NPG with several budgets | holds
     V_t tends to the optimum with all budgets; for -log x as m beta / t, if m of them bind
     a corridor between two costs, both barriers, beta .1
 A4 zero | SB-TRPO with several costs | holds
-    budgets of zero for all costs are one budget of zero, for a sum with any weights
+    budgets of zero for all costs are one budget of zero, for a sum with any positive weights
     the optimum of sparse Garnets of two costs; SB-TRPO in a corridor, with two pairs of weights
 B14 | C-TRPO, limits | holds
     the step is TRPO's as beta -> 0 and as m -> infinity; with the exact barrier CPO's as beta -> 0
@@ -240,7 +240,7 @@ C8 printed | sTRPO, Eq. 10 | fails as printed
     where Eq. 8 is infeasible, the reverse step keeps away from the unsafe policy
     policies near the unsafe one, random CMDPs, lambda_2 .01 and 10; delta_2 of delta_1 and ten times it
 C8 corrected | sTRPO, Eq. 10 | holds as corrected
-    if E chi^2 <= delta_1 / 18 each step of KL delta_1 leads away, the forward one, too; reversal costs reward
+    if E chi^2 <= delta_1 / 18, a step of KL delta_1 and at most three radii leads away; reversal costs reward
     delta_2 = delta_1; policies near the unsafe one, random CMDPs, lambda_2 .01 and 10
 fast | fast_safety_gymnasium.py | holds
     no bit of any number differs from Safety Gymnasium as it is installed

@@ -75,6 +75,20 @@ class Far(Walk):
         return 1e9 + observation, *rest
 
 
+class BadStart(Walk):
+    """An observation of its third reset is infinite."""
+    resets = 0
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.resets += 1
+        return (np.full(1, np.inf) if self.resets == 3 else self.x.copy()), {}
+
+
+class Empty(Walk):
+    observation_space = spaces.Box(-1, 1, (0,))
+
+
 class Blind(Walk):
     """Sensors that see nothing say the largest float32; and float16 whose sum is infinite."""
     observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
@@ -233,6 +247,8 @@ for name, environment in list(vars().items()):
     if getattr(environment, "__module__", None) == __name__ and issubclass(environment, Walk):
         gymnasium.register(f"{name}-v0", environment)
 gymnasium.register("Limited-v0", Six, max_episode_steps=20)
+gymnasium.register("Autoreset-v0", Six, max_episode_steps=20)
+gymnasium.spec("Autoreset-v0").autoreset = True  # as an argument it warns
 wrappers = (Raised.wrapper_spec(),)
 gymnasium.register("Wrapped-v0", Six, max_episode_steps=20, additional_wrappers=wrappers)
 

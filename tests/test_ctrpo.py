@@ -20,7 +20,7 @@ from ctrpo import barrier_divergence, barrier_step
 from problems import (
     BARRIERS, IDENTITY, POLICIES, barrier_training, both_barriers, cases, dense, dot, first_order,
     garnets, logits, network, observed_order, plane, random_problem, reached, safe_starts)
-from tabular_cmdp import TabularCMDP, cpo_step, hazard_grid, log_policy, two_state
+from tabular_cmdp import TabularCMDP, cpo_step, garnet, hazard_grid, log_policy, two_state
 
 
 # ------------------------------------------------------- C-TRPO: barrier, step and their limits (A2, B14, C9)
@@ -181,6 +181,31 @@ def test_log_barrier_never_crosses_the_linear_boundary():
     check("barrier step: cost change over its bound by w a^2 / 2 <= delta, less 1", slack, at_most=1e-9)
     check("-log x, beta > 2 delta: cost change [margin], below 1", shares["log"], at_most=1 - 1e-4)
     check("  control: x log x crosses the linear boundary [margin]", shares["xlogx"], at_least=10)
+
+
+def test_a_discounted_surrogate_sees_a_tenth_of_the_change_per_episode():
+    """Units: episodes of T = 1,000 steps, gamma = .99, small steps on Garnets. The cost of an episode,
+    undiscounted, changes by T times the mean cost advantage per step, over the states of such episodes; and
+    by T (1 - gamma) = 10 times the discounted surrogate, that mean over 1 - gamma, the release's."""
+    T, gamma, ours, theirs = 1000, 0.99, [], []
+    for seed in range(30):
+        world = replace(garnet(seed), gamma=gamma)
+        theta = np.random.default_rng(seed).normal(size=world.r.shape)
+        step, _ = barrier_step(*first_order(world, theta), 1e-6, 0.1, 10.0)
+        new, ends = theta + step.reshape(theta.shape), []
+        for each in (theta, new):
+            pi, states, cost, seen = np.exp(log_policy(each)), world.mu, 0.0, np.zeros(len(world.mu))
+            for _ in range(T):
+                cost, seen = cost + states @ np.sum(pi * world.c, axis=1), seen + states / T
+                states = np.einsum("s,sa,sat->t", states, pi, world.P)
+            ends.append((cost, seen))
+        (before, seen), (after, _) = ends
+        mean = seen @ np.sum(np.exp(log_policy(new)) * world.advantage(theta, world.c), axis=1)
+        ours.append((after - before) / (T * mean))
+        theirs.append((after - before) / (mean / (1 - gamma)))
+    check("units: change per episode over T times the mean advantage, |median - 1|",
+          abs(np.median(ours) - 1), at_most=0.01)
+    check("  control: over the discounted surrogate, |median - 10|", abs(np.median(theirs) - 10), at_most=0.1)
 
 
 def test_units_of_cost():

@@ -145,7 +145,7 @@ def test_costs_and_rewards_are_single_numbers_and_costs_not_negative():
     said = sentence(episode, "Negative", 3)
     assert "episode 3, step 6" in said and "cost=-1.0 is negative" in said
     assert episode("OneNumber").rewards.shape == (50,)
-    assert "the cost is array([1., 2.]), but must be one number" in sentence(episode, "TwoCosts")
+    assert "the cost is array([0., 0.]), but must be one number" in sentence(episode, "TwoCosts")
     assert "no single cost, in info['cost']" in sentence(episode, "NoCost")
 
 
@@ -163,7 +163,21 @@ def test_wrappers_that_are_registered_with_an_environment_wrap_it():
 
 
 def test_a_cost_in_the_wrong_place_is_one_sentence():
-    assert "the cost has to be the third, info the last" in sentence(episode, "Last")
+    assert "info, the last value of step, is 0.0; a cost may be the third" in sentence(episode, "Last")
+
+
+def test_an_infinite_observation_of_reset_is_named_and_spoils_nothing():
+    """Clipped, it would have passed for a large one, and its square would have stayed in the moments."""
+    assert np.isfinite(episode("BadStart", 0).observations).all()  # `make` was the first reset
+    said = sentence(episode, "BadStart", 1)
+    assert "episode 1, step 0: ArithmeticError: not finite: observation=array([inf])" in said
+
+
+def test_environments_do_not_reset_themselves():
+    """Registered with autoreset=True, the last observation would be the next episode's first, and the cost
+    would stand elsewhere. Control: the same episode registered without."""
+    alone, itself = episode("Limited"), episode("Autoreset")
+    assert np.array_equal(alone.observations, itself.observations) and len(itself.costs) == 20
 
 
 def test_observations_are_those_declared():
@@ -190,6 +204,8 @@ def test_environments_that_cannot_be_made_end_in_a_sentence(tmp_path, monkeypatc
         assert f"--task faulty:{name}-v0 cannot be made" in said and reason in said
     for task in ("", ":", "./x:Y", "no_such_module:Y-v0", "SafetyNothing-v0", "a b"):
         assert f"--task {task} cannot be made" in sentence(sbtrpo.make_env, task)
+    assert "beside this script and on PYTHONPATH" in sentence(sbtrpo.make_env, "no_such_module:Y-v0")
+    assert "observations without any number" in sentence(sbtrpo.make_env, "faulty:Empty-v0")
     assert "SystemExit: the simulator has left" in sentence(episode, "Exits")
     monkeypatch.setattr(Walk, "observation_space", spaces.Graph(spaces.Box(0, 1), None))
     assert "Graph" in sentence(sbtrpo.make_env, "environments:Walk-v0")
@@ -442,6 +458,7 @@ seen, rng = env.reset(seed=0)[0], numpy.random.default_rng(0)
 sample = script.load_policy("mine", rng)
 print(act(seen), [sample(seen) for _ in range(3)])
 assert act(seen) == act(seen) and sample(seen) != sample(seen)
+assert script.load_policy("mine", 0)(seen) == script.load_policy("mine", numpy.random.default_rng(0))(seen)
 print(all(env.action_space.contains(each(seen)) for each in (act, sample)))
 """)
     environment = {**os.environ, **PATHS}

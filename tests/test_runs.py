@@ -513,7 +513,8 @@ def test_the_unsafe_policy_is_frozen(both_stages, tmp_path):
 @pytest.mark.parametrize("options, said", [
     ("--unsafe nowhere", "--unsafe nowhere"), ("--unsafe safe", "of --stage unsafe"),
     ("--unsafe other", "other"), ("--unsafe null", "null"), ("--unsafe list", "list"),
-    ("--resume list", "list holds no run"), ("--unsafe unsafe --task TwoState-v0", "unsafe is a run of"),
+    ("--resume list", "list holds no run"), ("--resume both/unsafe", "both/unsafe is the first stage of"),
+    ("--unsafe unsafe --task TwoState-v0", "unsafe is a run of"),
     ("--exclusion some", "--exclusion"), ("--dual prime", "--dual"), ("--estimator none", "--estimator"),
     ("--delta-2 -1", "--delta-2"), ("--cvar-alpha 0", "--cvar-alpha"), ("--pid 1 1 -1", "--pid"),
     ("--pid 1 1", "--pid takes three"), ("--critic best", "--critic"),
@@ -523,6 +524,7 @@ def test_a_mistake_with_strpo_is_one_sentence(options, said, both_stages, tmp_pa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "safe").symlink_to(both_stages / run_of(script="strpo"))
     (tmp_path / "unsafe").symlink_to(both_stages / run_of(script="strpo") / "unsafe")
+    (tmp_path / "both").symlink_to(both_stages / run_of(script="strpo"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"config": {"task": "tabular_cmdp:TwoState-v0"}}')
     for name, text in (("null", '{"config": null}'), ("list", "[]")):
@@ -531,6 +533,19 @@ def test_a_mistake_with_strpo_is_one_sentence(options, said, both_stages, tmp_pa
     assert strpo.main(options.split()) == 1
     errors = capsys.readouterr().err.splitlines()
     assert said in errors[-1] and len(errors) == 1 and not (tmp_path / "runs").exists()
+
+
+def test_an_unfinished_first_stage_is_refused(both_stages, tmp_path, monkeypatch, capsys):
+    """A policy that is not unsafe yet; the same command works once it is, and so does --resume."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(strpo, "make_executor", lambda config: ThreadPoolExecutor(1))
+    first = shutil.copytree(both_stages / run_of(script="strpo") / "unsafe", tmp_path / "first")
+    config, state = strpo.load_run(first)
+    strpo.save(first, config, state | {"steps": 1000})
+    assert strpo.main([*STAGES[:-1], "--total-steps=500", "--unsafe", "first"]) == 1
+    assert "--unsafe first has 1,000 steps of 1,500: finish it" in capsys.readouterr().err
+    strpo.save(first, config, state)
+    assert strpo.main(["--resume", str(run_of(script="strpo"))]) == 0
 
 
 @pytest.mark.parametrize("options", [

@@ -15,7 +15,7 @@ import sbtrpo
 import strpo
 from ctrpo import barrier_divergence
 from conftest import ROOT
-from problems import network
+from problems import network, plane
 
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "studies")]
 import evaluate
@@ -78,6 +78,23 @@ def test_each_of_several_costs_is_finite_and_not_negative(second):
     assert ctrpo.env_step(Signals(1.0), np.zeros(1), ("a", "b"))[2].tolist() == [1.0, 1.0]
     with pytest.raises((ValueError, ArithmeticError), match=r"negative|not finite"):
         ctrpo.env_step(Signals(second), np.zeros(1), ("a", "b"))
+
+
+def test_several_barriers_refuse_what_one_refuses():
+    """An unknown barrier, a budget that is exceeded without recovery; tiny costs, 1e-170, keep their barrier.
+    Control: of such costs one barrier makes the same step."""
+    g_r, x_r, g_c, x_c = plane(0.3)
+    for barrier, margin, text in (("cube", 0.05, "no barrier 'cube'"), ("xlogx", -0.05, "beyond the budget")):
+        with pytest.raises(ctrpo.Failure, match=text):
+            ctrpo.several_barriers_step(g_r, x_r, np.array([g_c]), np.array([x_c]), 0.01, 0.1,
+                                        np.array([margin]), barrier, np.array([False]))
+    tiny, margin = 1e-170, 0.05e-170
+    one, _ = ctrpo.barrier_step(g_r, x_r, tiny * g_c, tiny * x_c, 0.01, 0.1, margin)
+    rows = np.array([tiny * g_c]), np.array([tiny * x_c])
+    several, _ = ctrpo.several_barriers_step(g_r, x_r, *rows, 0.01, 0.1, np.array([margin]), "log",
+                                             np.array([False]))
+    trpo = sbtrpo.steepest_step(g_r, x_r, 0.01)[0]
+    assert np.abs(several - one).max() < 1e-12 and np.abs(one - trpo).max() > 0.01
 
 
 # ---------------------------------------------------------------------------------------------- wrong options
