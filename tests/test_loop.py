@@ -86,6 +86,7 @@ RECORDED = (
     "fit_critic",
     "estimate_advantages",
     "cvar_advantages",
+    "unsafe_advantages",
     "pid_multiplier",
     "update_policy",
 )
@@ -126,6 +127,7 @@ def epochs_of(events: list) -> list:
         last = {each.name: each for each in since}
         estimate = last["estimate_advantages"]
         fits = [e for e in since if e.name == "fit_critic"]
+        critics = last.get("unsafe_advantages", estimate).returned[-1]  # which are fitted
         signals = "reward_advantages", "cost_advantages", "advantages"
         epochs.append(
             SimpleNamespace(
@@ -147,7 +149,7 @@ def epochs_of(events: list) -> list:
                 estimate=estimate,
                 cvar=last.get("cvar_advantages"),
                 fits=fits,
-                learned={name: e.returned for name, e in zip(estimate.returned[2], fits)},
+                learned={name: e.returned for name, e in zip(critics, fits)},
                 stage=getattr(event.config, "stage", "safe"),
             )
         )
@@ -814,16 +816,16 @@ def test_first_stage_uses_the_costly_tail_of_the_quantiles(runs):
 
 def test_first_stage_climbs_the_cost(runs):
     """What its updates are handed are the z-scores of its CVaR advantages, and nothing is excluded.
-    The critics of reward, cost and quantiles are fitted, the last to returns to go with its own
-    mean where an episode was truncated."""
+    The critic of quantiles alone is fitted, to returns to go with its own mean where an episode was
+    truncated."""
     epochs = [each for each in epochs_of(runs(strpo, "course").events) if each.stage == "unsafe"]
     assert len(epochs) >= 4
     for epoch in epochs:
         (found,), xi = epoch.advantages, epoch.cvar.returned[0]
         assert np.allclose(found, scores(xi)) and epoch.update.exclusion is None
-        assert [fit.slope is strpo.quantile_slope for fit in epoch.fits] == [False, False, True]
+        assert [fit.slope is strpo.quantile_slope for fit in epoch.fits] == [True]
         n, hidden, _ = epoch.policy.sizes
-        fit = epoch.fits[2]
+        [fit] = epoch.fits
         assert np.array_equal(fit.critic, epoch.state["quantile_critic"])
         assert np.array_equal(fit.inputs, epoch.observations)
         outputs = network_values(fit.critic, (n, hidden, 32), epoch.inputs).mean(axis=1)
@@ -840,7 +842,7 @@ def test_scores_have_mean_0_and_std_1_unless_constant():
 
 
 def test_first_stage_with_a_mean_critic_climbs_generalised_advantages(tmp_path):
-    """`--critic mean`: z-scores of GAE of the cost, without quantiles."""
+    """`--critic mean`: z-scores of GAE of the cost, without quantiles or a critic of the reward."""
     options = "--stage=unsafe", "--critic=mean", "--total-steps=300"
     epochs = epochs_of(start(strpo, tmp_path, [*OPTIONS[strpo, "course"], *options])[0])
     for epoch in epochs:
@@ -849,7 +851,8 @@ def test_first_stage_with_a_mean_critic_climbs_generalised_advantages(tmp_path):
             difference(epoch.advantages[0], scores(gae(epoch, 1)[0])),
             at_most=1e-3,
         )
-        assert epoch.cvar is None and len(epoch.fits) == 2
+        assert epoch.cvar is None and [*epoch.learned] == ["cost_critic"]
+        assert np.array_equal(epoch.fits[0].critic, epoch.state["cost_critic"])
     assert len(epochs) == 2
 
 
