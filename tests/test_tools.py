@@ -457,7 +457,7 @@ def test_interquartile_mean_and_profile_are_rliables(shape):
     theirs, _ = library.create_performance_profile({"": scores}, tau, reps=2)
     strata = [(column[:, None] > tau).astype(float) for column in scores.T]
     check("performance profile against rliable's",
-          np.abs(np.concatenate(strata).mean(0) - theirs[""]).max(), at_most=1e-12)
+          np.abs(report.pooled(strata).mean(0) - theirs[""]).max(), at_most=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(5, 1), (3, 8), (10, 4)])
@@ -475,6 +475,22 @@ def test_bootstrap_interval_is_rliables(shape):
           np.abs(ours - theirs[""][:, 0]).max() / width, at_most=0.03)
     if shape[1] > 1:
         assert np.diff(report.interval([scores.ravel()]))[0] > 1.2 * width
+
+
+def test_tasks_count_alike_whatever_their_numbers_of_seeds(monkeypatch):
+    """Three runs of 1 on one task, two of 0 on another: 0.5 in the table, in each resample, and in the
+    profiles. Control: over all runs alike it is 0.6. With equal numbers each run counts once."""
+    strata = [np.ones(3), np.zeros(2)]
+    assert report.cell(strata) == "0.50 [0.50, 0.50]" and np.concatenate(strata).mean() == 0.6
+    assert report.cell([np.ones(3), np.zeros(1)]).startswith("0.50 [")
+    equal = list(np.random.default_rng(0).normal(size=(3, 4)))
+    assert np.array_equal(report.pooled(equal), np.concatenate(equal))
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda figure, path: drawn.append(figure))
+    report.profiles(Path("none.png"), {"return": ("return", {"x": strata})}, report.styles(["x"]), 2)
+    [axis] = drawn[0].axes
+    assert axis.lines[0].get_ydata().tolist() == [1, 0.5, 0, 0]
+    assert axis.collections[0].get_datalim(axis.transData).height == pytest.approx(1)
 
 
 def test_one_seed_has_no_interval():

@@ -25,11 +25,12 @@ project's runs is named after its algorithm. What a run has not logged is left o
     profiles.png      share of runs beyond a score, over the score, for the tasks that all labels have
 
 Lines and numbers are interquartile means over seeds, the mean of what is left after a quarter of the seeds,
-rounded down, is cut off at either end: with 3 seeds nothing is. Bands and [brackets] are 95% percentile
-intervals of the stratified bootstrap: seeds are drawn again, within each task; where there are more than 6
-labels, pictures show none. Both are those of Agarwal et al. (2021), Deep Reinforcement Learning at the Edge
-of the Statistical Precipice, and of their library rliable, with which the tests compare. From 3 or 5 seeds
-such intervals are too narrow; of one there is none.
+rounded down, is cut off at either end: with 3 seeds nothing is. Over tasks each counts alike, whatever its
+number of seeds. Bands and [brackets] are 95% percentile intervals of the stratified bootstrap: seeds are
+drawn again, within each task; where there are more than 6 labels, pictures show none. Both are those of
+Agarwal et al. (2021), Deep Reinforcement Learning at the Edge of the Statistical Precipice, and of their
+library rliable, with which the tests compare. From 3 or 5 seeds such intervals are too narrow; of one there
+is none.
 
 Final numbers are means over the epochs of the last tenth of the steps that all seeds of a label have come to
 (or of --steps). The cost regret is the integral of max(0, cost - limit) over the steps, by epochs, in cost
@@ -42,7 +43,7 @@ Scores over several tasks are normalised for each: a return is 0 for the lowest 
 one of all runs, or is divided by the interquartile mean of the label --reference; a cost, by its limit.
 """
 
-import argparse, csv, json, os, re, sys
+import argparse, csv, json, math, os, re, sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -274,8 +275,14 @@ def interval(strata: list[np.ndarray], statistic=iqm, repetitions: int = 2000) -
     each task are drawn with replacement, as many as there are. NaN where there is no task with two runs."""
     rng = np.random.default_rng(0)
     draws = [runs[rng.integers(len(runs), size=(repetitions, len(runs)))] for runs in strata]
-    ends = np.quantile(statistic(np.concatenate(draws, axis=1), axis=1), [0.025, 0.975], axis=0)
+    ends = np.quantile(statistic(pooled(draws, axis=1), axis=1), [0.025, 0.975], axis=0)
     return ends if max(map(len, strata)) > 1 else np.full_like(ends, np.nan)
+
+
+def pooled(strata: list[np.ndarray], axis: int = 0) -> np.ndarray:
+    """The runs of all tasks, each as often as makes the tasks count alike, whatever their numbers of runs."""
+    most = math.lcm(*(runs.shape[axis] for runs in strata))
+    return np.concatenate([np.repeat(runs, most // runs.shape[axis], axis) for runs in strata], axis)
 
 
 def final(runs: list[Run], metric: str) -> np.ndarray:
@@ -481,10 +488,11 @@ def profiles(path: Path, every: dict, style: dict, tasks: int) -> None:
                       for runs in strata]
             line = {name: style[label][name] for name in ("color", "linestyle")}
             runs = sum(map(len, strata))
-            share = np.concatenate(beyond).mean(0)
+            share = pooled(beyond).mean(0)
             axis.step(tau, share, where="post", label=named(label, runs, "run"), **line)
             if len(values) <= MOST_BANDS:
-                low, high = interval(beyond, np.mean)
+                bands = [interval(list(at), np.mean) for at in zip(*(runs.T for runs in beyond))]  # one a tau
+                low, high = np.transpose(bands)
                 axis.fill_between(tau, low, high, step="post", color=line["color"], alpha=0.12, linewidth=0)
         axis.set(xlabel=rf"{what}, $\tau$", ylim=(-0.02, 1.02),
                  ylabel=f"share of runs {'at or below' if metric == 'cost' else 'above'} $\\tau$")
@@ -510,7 +518,7 @@ def number(x: float) -> str:
 
 def cell(strata: list[np.ndarray]) -> str:
     low, high = interval(strata)
-    mean = number(float(iqm(np.concatenate(strata))))
+    mean = number(float(iqm(pooled(strata))))
     return mean if np.isnan(low) else f"{mean} [{number(low)}, {number(high)}]"
 
 
