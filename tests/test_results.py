@@ -242,6 +242,34 @@ def test_a_long_run_is_kept_in_few_rows_with_all_its_time(tmp_path, monkeypatch)
     assert (to / "checkpoint.npz").read_bytes() == (source / "checkpoint.npz").read_bytes()
 
 
+def test_a_run_that_is_kept_without_a_checkpoint_has_no_old_one(tmp_path, monkeypatch):
+    """The same run, first with a checkpoint and 900 epochs, then without and with 1,200: its table has the
+    last of these, though the whole text of the first is the longer one. A run whose checkpoint is not there
+    is kept so, too; control: not without --no-checkpoint."""
+    def text(epochs: int) -> str:
+        return "Train/Epoch,Metrics/EpRet\n" + "".join(f"{k},{k / 7}\n" for k in range(epochs))
+
+    source, to = tmp_path / "run" / "seed-0", tmp_path / "kept" / "seed-0"
+    source.mkdir(parents=True)
+    about = {"algorithm": "sbtrpo", "config": {"seed": 0}}
+    (source / "config.json").write_text(json.dumps(about))
+    (source / "progress.csv").write_text(text(900))
+    np.savez(source / "checkpoint.npz", progress=text(900).encode())
+    monkeypatch.setattr(keep, "RESULTS", tmp_path)
+    keep.main([str(source), "kept"])
+    (to / "progress.csv").write_text(keep.thinned(text(1200)))
+    assert report.progress_of(to) == keep.thinned(text(1200))  # beside the checkpoint, which is older
+    (source / "progress.csv").write_text(text(1200))
+    (source / "checkpoint.npz").unlink()
+    with pytest.raises(SystemExit, match="checkpoint.npz is not there"):
+        keep.main([str(source), "kept"])
+    keep.main([str(source), "kept", "--no-checkpoint"])
+    assert sorted(path.name for path in to.iterdir()) == ["config.json", "progress.csv"]
+    assert report.progress_of(to) == keep.thinned(text(1200))
+    torn = "", "a,b\n", "a,b\n3,1\n4", "a,b\n3,1\n4,"
+    assert [report.last_epoch(each) for each in torn] == [-1, -1, 3, 4]
+
+
 def test_welch_and_holm_are_the_textbooks():
     """Interval and p are scipy's for samples of any size; a single value is a draw like the others under the
     null hypothesis: p is uniform. Holm's method by an example worked by hand."""

@@ -135,14 +135,22 @@ def find(texts: list[str]) -> list[Run]:
 
 
 def progress_of(folder: Path) -> str:
-    """Its progress.csv; where studies/keep.py has left out rows of that, the whole one in its checkpoint."""
+    """Its progress.csv; where studies/keep.py has left out rows of that, the whole one in its checkpoint.
+    A checkpoint that has not come as far is that of an earlier run."""
     text = (folder / "progress.csv").read_text()
     try:
         with np.load(folder / "checkpoint.npz") as state:
             whole = state["progress"].item().decode()
     except Exception:  # there is none, or it is damaged, in one of many ways
         return text
-    return max(text, whole, key=len)
+    return text if last_epoch(text) > last_epoch(whole) else whole
+
+
+def last_epoch(text: str) -> int:
+    """Of a progress.csv of ours, whose first column is the epoch; its last row may be torn."""
+    head, *rows = text.splitlines() or [""]
+    whole = [row for row in rows if row.count(",") == head.count(",")]
+    return int(whole[-1].split(",")[0]) if whole else -1
 
 
 def read(folder: Path, label: str) -> Run | str:
