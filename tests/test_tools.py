@@ -428,6 +428,21 @@ def test_a_sweep_knows_where_the_scripts_put_their_runs(tmp_path, monkeypatch, c
         f"{run.folder}: 0 of {sum(run.lengths.values()):,} steps" for run in runs)
 
 
+def test_the_table_of_a_sweep_has_means_of_the_last_tenth(tmp_path):
+    """A run of 40 epochs of 1,000 steps: of its last four. With fewer --total-steps than it has: of the last
+    ones up to the epoch that reaches them, here epochs 19 and 20; of 5 epochs, of the last alone."""
+    columns, config = made_up(0)
+    for total, first, end in ((40_000, 36, 40), (19_500, 18, 20), (10_000, 9, 10)):
+        [run] = sweep.expand({"task": [TASK], "total_steps": [str(total)]})
+        folder = tmp_path / str(total) / run.folder
+        write_run(folder, columns, config)
+        found = sweep.summary(run, str(tmp_path / str(total)), "skipped", 0.0)
+        expected = {name: np.mean(columns[f"Metrics/{name}"][first:end]) for name in sweep.METRICS}
+        assert found["means"] == pytest.approx(expected, rel=1e-12) and found["steps"] == total
+        cells = sweep.table([run], {run.folder: found}).splitlines()[1].split()
+        assert cells[3:7] == ["0", "skipped", f"{total:,}", f"{expected['EpRet']:.3g}"]
+
+
 def test_a_run_with_other_options_is_not_taken_up(tmp_path, monkeypatch):
     """A folder whose config.json differs, in anything but the total steps: refused, with both values."""
     monkeypatch.chdir(tmp_path)

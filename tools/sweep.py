@@ -241,8 +241,9 @@ def locked(file) -> bool:
 
 
 def summary(run: Run, home: str, outcome: str, seconds: float, said: str = "") -> dict:
-    """What the table says of a run; means are over the last tenth of the epochs."""
+    """What the table says of a run up to its total steps; means are over the last tenth of the epochs."""
     table = rows(Path(home, run.folder, "progress.csv"))
+    table = table[: 1 + sum(int(row["Train/TotalSteps"]) < run.lengths[""] for row in table)]
     last = table[-max(1, len(table) // 10):]
     means = {name: sum(float(row[f"Metrics/{name}"]) for row in last) / len(last)
              for name in METRICS if last}
