@@ -652,6 +652,21 @@ def test_a_margin_that_noise_has_chosen_is_too_wide(tmp_path, capsys):
         margins.main([str(write_run(tmp_path / "c", thinned, made_up(0)[1]))])
 
 
+def test_runs_of_other_options_are_no_seeds_and_that_is_said(tmp_path, capsys):
+    """Seed 0 with beta 0.5 and seed 1 with 0.9, of one experiment: named, with the option. Control: more
+    steps, other workers, another unsafe policy, or an option that one of them has not, are no difference."""
+    for kind, more in (("other", {"beta": 0.9}),
+                       ("same", {"total_steps": 9, "workers": 2, "unsafe": "b", "pid": [1, 0, 0]})):
+        for seed in range(2):
+            columns, about = made_up(seed)
+            about["config"] |= {"beta": 0.5, "total_steps": 8, "workers": 1, "unsafe": "a"}
+            about["config"] |= more if seed else {}
+            write_run(tmp_path / f"{kind}/here/A-v0/sbtrpo/seed-{seed}", columns, about)
+        report.grouped(report.find([str(tmp_path / kind)]))
+        said = capsys.readouterr().err
+        assert said == ("sbtrpo on A-v0: its runs differ in beta.\n" if kind == "other" else "")
+
+
 def test_limits_that_differ_have_no_common_regret(tmp_path, capsys):
     """Left out, with the limits; --cost-limit gives one. --steps compares at equal steps."""
     for seed, limit in ((0, 0.0), (1, 25.0)):

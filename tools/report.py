@@ -60,6 +60,7 @@ METRICS = "return", "cost", "safety probability", "safe reward", "cost regret"
 MARKERS, LINES = "os^DvPX<>*", ("-", "--", ":", "-.")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito: for all eyes
 GREY = "#444444"
+FREE = {"task", "experiment", "preset", "seed", "total_steps", "workers", "scheduler", "unsafe"}  # of seeds
 MOST_BANDS = 6  # with more labels, only their lines are drawn
 matplotlib.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
                             "axes.grid": True, "grid.color": "#e6e6e6", "axes.axisbelow": True,
@@ -77,6 +78,7 @@ class Run(NamedTuple):
     limit: float | None  # of the cost per episode
     steps: np.ndarray  # at the end of each epoch
     columns: dict  # {metric: (epochs,)}
+    options: dict  # of a run of ours, those that make it another thing than a seed
 
 
 # runs
@@ -180,7 +182,8 @@ def read(folder: Path, label: str) -> Run | str:
     limit = config.get("cost_limit")  # of several budgets, the sum
     limit = None if limit is None else float(np.sum(limit))
     return Run(folder, str(config.get("task", task)), algorithm, str(config.get("experiment", experiment)),
-               label, str(config.get("seed", folder.name)), limit, steps, columns)
+               label, str(config.get("seed", folder.name)), limit, steps, columns,
+               {name: config[name] for name in config if "config" in about and name not in FREE})
 
 
 def angle(change: np.ndarray, best: np.ndarray, kl: np.ndarray, delta: float) -> np.ndarray:
@@ -226,9 +229,20 @@ def grouped(runs: list[Run]) -> dict[str, dict[str, list[Run]]]:
         else:
             seeds.append(run)
     note_left_out(left_out)
+    note_different(tasks)
     labels = sorted({label for groups in tasks.values() for label in groups})
     return {task: {label: tasks[task][label] for label in labels if label in tasks[task]}
             for task in sorted(tasks)}
+
+
+def note_different(tasks: dict[str, dict[str, list[Run]]]) -> None:
+    """Where runs of one label are no seeds of one thing: they have other options, as far as all know them."""
+    for task, groups in tasks.items():
+        for label, runs in groups.items():
+            first = runs[0].options
+            if names := [name for name in first if all(name in run.options for run in runs)
+                         and any(run.options[name] != first[name] for run in runs)]:
+                note(f"{label} on {task}: its runs differ in {', '.join(names)}.")
 
 
 def with_regret(groups: dict[str, list[Run]], limit: float | None, task: str) -> tuple[float | None, dict]:
