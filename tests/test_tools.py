@@ -709,6 +709,20 @@ def test_scores_over_tasks_are_normalised_for_each(tmp_path, capsys):
         assert f"return: left out of the profiles, that of r on A-v0 being {value:.3g}" in said
 
 
+def test_a_report_without_a_score_over_its_tasks_ends_with_what_it_has(tmp_path, capsys, monkeypatch):
+    """Two tasks, the reference's return below 0, no cost to be divided by: no table over tasks, nor a
+    picture of profiles; all else is there."""
+    monkeypatch.setattr(report, "save", lambda figure, path: print(path))
+    columns = {"Train/TotalSteps": [1000, 2000], "Metrics/EpRet": [0.0, -1.0], "Metrics/EpCost": [50, 20]}
+    for task in "AB":
+        config = {"task": task, "experiment": "", "seed": 0, "cost_limit": 0}
+        write_run(tmp_path / f"runs/{task}/x/seed-0", columns, config)
+    report.main([str(tmp_path / "out"), str(tmp_path / "runs"), "--reference", "x"])
+    output = capsys.readouterr().out
+    assert output.count("### ") == 2 and "Over" not in output and "profiles.png" not in output
+    assert output.splitlines()[-1].startswith("Interquartile means")
+
+
 def test_curves_begin_where_all_seeds_have_an_epoch():
     """A seed whose only epoch ends after the others' last: before its first epoch a run counts as that."""
     at = np.array([10_300, 10_500])

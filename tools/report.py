@@ -620,7 +620,7 @@ def main(argv: list[str] | None = None) -> None:
              if common and (found := scores(common, limits, metric, options.reference))}
     if every:
         profiles(options.out / "profiles.png", every, style, len(common))
-    if len(common) > 1:
+    if len(common) > 1 and every:
         print(f"\n### Over {len(common)} tasks\n\n{aggregate(every)}\n")
     print("Interquartile means over seeds of the last tenth of training, with 95% stratified bootstrap "
           "intervals; hours are means; \\* marks the Pareto front of cost and return.")
