@@ -628,6 +628,25 @@ def test_angles_are_counted_over_all_epochs_of_all_seeds(tmp_path, capsys):
     assert (tmp_path / "out/A-v0_angles.png").stat().st_size > 5000
 
 
+def test_official_units_need_a_checkpoint_for_angles_alone(tmp_path, capsys):
+    """delta of --official-units is for the mean over action dimensions: with 4 of them, and a KL of 4 delta
+    that gains all there is, the angle is 0. Without a checkpoint, or with half of one: a note, no angles."""
+    columns, about = made_up(0)
+    one, about["config"]["official_units"] = np.ones(40), 1
+    about["config"]["delta"] = 0.01
+    columns |= {"Misc/best_reward": one, "Misc/reward_change": one, "Misc/kl": 0.04 * one,
+                "Misc/best_cost": one, "Misc/cost_change": -one}
+    run = write_run(tmp_path / "run", columns, about)
+    np.savez(run / "checkpoint.npz", discrete=False, sizes=[3, 8, 4])
+    assert report.read(run, "").columns["reward angle"].tolist() == [0.0] * 40
+    whole = (run / "checkpoint.npz").read_bytes()
+    (run / "checkpoint.npz").write_bytes(whole[: len(whole) // 2])
+    for _ in range(2):
+        assert "reward angle" not in report.read(run, "").columns
+        assert f"{run}: its angles are left out" in capsys.readouterr().err
+        (run / "checkpoint.npz").unlink(missing_ok=True)
+
+
 def test_a_margin_that_noise_has_chosen_is_too_wide(tmp_path, capsys):
     """A policy that never changes, whose epochs cost 25 +- 10, normal, b = 25, h = 1. In 40,000 epochs, up
     to six standard errors: J_c is 25 - 10 sqrt(2 / pi) where steps are normal, as far above elsewhere, the

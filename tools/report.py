@@ -201,8 +201,12 @@ def angles_of(folder: Path, rows: list[dict], config: dict) -> dict:
         return {}
     delta = config["delta"]
     if config.get("official_units"):  # the release's delta is for the mean over action dimensions
-        with np.load(folder / "checkpoint.npz") as state:
-            delta *= 1 if state["discrete"] else int(state["sizes"][-1])
+        try:
+            with np.load(folder / "checkpoint.npz") as state:
+                delta *= 1 if state["discrete"] else int(state["sizes"][-1])
+        except Exception:  # there is none, or it is damaged, in one of many ways
+            note(f"{folder}: its angles are left out, for no checkpoint.npz says how many actions it has.")
+            return {}
     values = {name: np.array([float(row[f"Misc/{name}"]) for row in rows])
               for name in ("reward_change", "best_reward", "cost_change", "best_cost", "kl")}
     gain, saving, kl = values["reward_change"], -values["cost_change"], values["kl"]
