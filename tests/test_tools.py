@@ -525,6 +525,21 @@ def test_pareto_front_is_what_nothing_dominates():
         assert (np.diff(worse[found]) > 0).all()
 
 
+def test_a_label_without_a_number_leaves_the_front_to_the_others(monkeypatch):
+    """Of (cost, return) the first has none of one, the next are (1, 2), (2, 1) and (3, 4): the front is what
+    it is without the first. Nothing but NaN has no front, and a picture all the same."""
+    for nan in ((np.nan, 0.0), (0.0, np.nan)):
+        worse, better = np.array([nan, (1, 2), (2, 1), (3, 4)]).T
+        assert report.front(worse, better) == [1, 3]
+        assert report.front(worse[:1], better[:1]) == []
+    run = report.Run(Path("a"), "A-v0", "x", "", "", "0", 0.0, np.array([1000]),
+                     {"return": np.array([np.nan]), "cost": np.array([1.0])}, {})
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda figure, path: drawn.append(figure))
+    report.scatter(Path("none.png"), "A-v0", {"x": [run]}, report.styles(["x"]), 0.0)
+    assert len(drawn) == 1
+
+
 def row_of(label: str, output: str) -> str:
     return next(line for line in output.splitlines() if line.startswith(f"| {label}"))
 

@@ -322,9 +322,12 @@ def final(runs: list[Run], metric: str) -> np.ndarray:
 
 
 def front(worse: np.ndarray, better: np.ndarray) -> list[int]:
-    """Indices of the Pareto front, of least `worse` and most `better`, from the least `worse` on."""
+    """Indices of the Pareto front, of least `worse` and most `better`, from the least `worse` on. A NaN is on
+    no front."""
     indices: list[int] = []
     for i in np.lexsort((-better, worse)):
+        if np.isnan(worse[i] + better[i]):
+            continue
         if not indices or better[i] > better[indices[-1]]:
             indices.append(int(i))
     return indices
