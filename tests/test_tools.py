@@ -540,6 +540,22 @@ def test_a_label_without_a_number_leaves_the_front_to_the_others(monkeypatch):
     assert len(drawn) == 1
 
 
+def test_a_legend_of_many_labels_leaves_the_panels_their_room():
+    """The panel is above the legend, nearly as high with 60 labels as with 6, whose figure is as it was."""
+    heights = {}
+    for labels in (6, 60):
+        figure = report.Figure(figsize=(11, 4.6), layout="constrained")
+        axis = figure.subplots()
+        for i in range(labels):
+            axis.plot([i], label=f"a label of some length {i}")
+        report.legend(figure, axis)
+        figure.draw_without_rendering()
+        panel, legend = axis.get_window_extent(), figure.legends[0].get_window_extent()
+        heights[labels] = panel.height
+        assert legend.y0 >= 0 and legend.y1 < panel.y0 and (figure.get_figheight() == 4.6) == (labels == 6)
+    assert abs(heights[60] / heights[6] - 1) < 0.1
+
+
 def row_of(label: str, output: str) -> str:
     return next(line for line in output.splitlines() if line.startswith(f"| {label}"))
 

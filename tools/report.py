@@ -345,8 +345,10 @@ def styles(labels: list[str]) -> dict[str, dict]:
 
 def legend(figure: Figure, axis) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    columns = int(11 * figure.get_figwidth() / (max(map(len, labels)) + 6))  # 11 letters an inch
-    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, columns), fontsize=10)
+    columns = max(1, int(11 * figure.get_figwidth() / (max(map(len, labels)) + 6)))  # 11 letters an inch
+    more = max(0, -(-len(labels) // columns) - 2)  # rows for which the figure has no room
+    figure.set_figheight(figure.get_figheight() + 0.21 * more)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=10)
 
 
 def smooth(steps: np.ndarray, values: np.ndarray, at: np.ndarray, window: float) -> np.ndarray:
