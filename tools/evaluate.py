@@ -111,18 +111,20 @@ def load(run: Path) -> tuple:
     """(algorithm, config, state, actor) of a run, given its folder."""
     from report import ALGORITHMS, algorithm_of
     try:
-        about = dict(json.loads((run / "config.json").read_text()))
-    except FileNotFoundError:
+        about = json.loads((run / "config.json").read_text())
+    except (FileNotFoundError, NotADirectoryError):
         sys.exit(f"{run} holds no run: there is no config.json in it.")
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"{run}/config.json cannot be read: {error}")
+    if not isinstance(about, dict):
+        sys.exit(f"{run}/config.json is not that of a run: it has no names of options.")
     if (name := algorithm_of(run, about)) not in ALGORITHMS:
         sys.exit(f"{run}: neither its config.json nor its path names one of {', '.join(ALGORITHMS)}.")
     algorithm = importlib.import_module(name)
     try:
         config, state = algorithm.load_run(run)
-    except algorithm.Failure:
-        sys.exit(f"{run} holds no checkpoint that {name}.py can read.")
+    except algorithm.Failure as error:
+        sys.exit(str(error))
     return algorithm, config, state, algorithm.make_actor(state)
 
 
@@ -302,7 +304,7 @@ def robustness(path: Path, judged: dict) -> None:
     """Return and cost over action noise, from {noise: {"runs": ..., "over_runs": ...}}."""
     from report import COLOURS, save
     from matplotlib.figure import Figure
-    figure, noises = Figure(figsize=(11, 4.2), layout="constrained"), list(judged)
+    figure, noises = Figure(figsize=(11, 4.2), layout="constrained"), sorted(judged)
     first = next(iter(judged.values()))
     folders = {str(Path(run).parent): run for run in first["runs"]}
     for axis, metric in zip(figure.subplots(1, 2), ("return", "cost")):
@@ -340,7 +342,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     for wrong, text in ((options.episodes < 1, "--episodes must be at least 1"),
                         (options.workers < 1, "--workers must be at least 1"),
                         (options.seed < 0, "--seed must not be negative"),
-                        (min(noises) < 0 or max(noises) > 1, "--action-noise must be between 0 and 1"),
+                        (not all(0 <= p <= 1 for p in noises), "--action-noise must be between 0 and 1"),
                         (options.figure and len(noises) < 2, "--figure needs several --action-noise"),
                         (options.figure and options.figure.suffix[1:] not in ("png", "pdf", "svg"),
                          "--figure writes a .png, .pdf or .svg"),
@@ -353,7 +355,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
-    runs = {str(run): load(run) for run in folders(options.runs)}
+    try:
+        runs = {str(run): load(run) for run in folders(options.runs)}
+    except KeyboardInterrupt:
+        sys.exit("interrupted; nothing was written")
     if options.figure and len({config.task for _, config, *_ in runs.values()}) > 1:
         sys.exit("--figure takes runs of one task.")
     for path in filter(None, (options.video, options.figure, options.output)):
