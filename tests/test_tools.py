@@ -245,8 +245,9 @@ class Fetch(gymnasium.Env):
 
 
 def test_goals_are_those_of_safe_episodes():
-    """Two goals in each of the safe ones; of no safe episode there is no mean. Control: without info there is
-    none."""
+    """Two goals in each of the safe ones; of no safe episode there is no mean. Where info says nothing of
+    goals there are none to count, and a dash; but 0 where the task has goals that nothing met, or where one
+    episode has some."""
     env, actor = Fetch(), SimpleNamespace(acting=lambda rng: lambda observation: np.zeros(1))
     totals = np.array([evaluate.play(sbtrpo, env, actor, (0, 0, i), True, 0.0) for i in range(4)])
     assert totals.tolist() == [[5, 0, 2], [5, 1, 2], [5, 0, 2], [5, 1, 2]]
@@ -257,7 +258,16 @@ def test_goals_are_those_of_safe_episodes():
     assert evaluate.over_runs({"a/seed-0": run, "a/seed-1": run})["a"]["sampled"]["goals"] == (None, None)
     silent = gymnasium.wrappers.TransformObservation(env, lambda observation: observation)
     silent.step = lambda action: (*env.step(action)[:4], {"cost": 0.0})
+    unsaid = np.array([evaluate.play(sbtrpo, silent, actor, (0, 0, i), True, 0.0) for i in range(2)])
+    assert unsaid[:, :2].tolist() == [[5, 0], [5, 0]] and np.isnan(unsaid[:, 2]).all()
+    assert evaluate.cell(*evaluate.summary(unsaid)["goals"]) == "-"
+    assert evaluate.summary(unsaid, has_goals=True)["goals"] == (0, 0, 0)
+    assert evaluate.summary(np.append(unsaid, totals[:1], axis=0))["goals"][0] == pytest.approx(2 / 3)
+    silent.step = lambda action: (*env.step(action)[:4], {"cost": 0.0, "goal_met": False})
     assert evaluate.play(sbtrpo, silent, actor, (0, 0, 0), True, 0.0).tolist() == [5, 0, 0]
+    tasks = ("SafetyCarGoal1-v0", "SafetyPointRace2-v0", "SafetyRacecarPush0-v0", "SafetyAntButton1-v0",
+             "SafetyRacecarCircle1-v0", "SafetyCarRun0-v0", "SafetyHopperVelocity-v1")
+    assert [evaluate.has_goals(task) for task in tasks] == [True] * 4 + [False] * 3
 
 
 def test_distance_from_the_unsafe_policy_is_what_training_logged(capsys):

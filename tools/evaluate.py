@@ -20,7 +20,8 @@ cost_NAME    the same of a cost that the run's --costs names, whose sum is cost 
 safety       an episode is safe if its cost is 0                                share of the episodes
 safe reward  the return of a safe episode, and 0 for any other one              mean over episodes
 goals        steps of a safe episode with info["goal_met"], as Safety           mean over safe episodes
-             Gymnasium's Goal, Button and Push say; other tasks have 0
+             Gymnasium's Goal, Button, Push and Race say; where no
+             environment says anything of it there are none
 
 Intervals are at 95%: the percentile bootstrap for means (5,000 resamples), Wilson's for the share. The mean
 of one episode has none, and of no safe episode there is no mean. After several runs of one folder come the
@@ -37,7 +38,7 @@ second.
 """
 
 import argparse, ctypes.util, importlib, importlib.metadata, itertools, json, multiprocessing, os, random
-import sys, threading
+import re, sys, threading
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 
@@ -53,16 +54,22 @@ POLICIES = ("sampled", "deterministic")
 
 
 class Goals(gymnasium.Wrapper):
-    """Counts the goals of an episode."""
+    """Counts the goals of an episode; NaN where the environment says nothing of any."""
 
     def reset(self, **options):
-        self.count = 0
+        self.count = np.nan
         return self.env.reset(**options)
 
     def step(self, action):
         values = self.env.step(action)
-        self.count += bool(values[-1].get("goal_met"))
+        if "goal_met" in values[-1]:
+            self.count = np.nan_to_num(self.count) + bool(values[-1]["goal_met"])
         return values
+
+
+def has_goals(task: str) -> bool:
+    """Of Safety Gymnasium's tasks: these say nothing until a goal is met."""
+    return re.search(r"(Goal|Button|Push|Race)\d", task) is not None
 
 
 def play(algorithm, env, actor, key: tuple, deterministic: bool, noise: float, watch=lambda: None, costs=()):
@@ -167,16 +174,17 @@ def share_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, 
     return max(0.0, float(centre * (middle - half))), min(1.0, float(centre * (middle + half)))
 
 
-def summary(totals: np.ndarray, names: tuple = ()) -> dict:
-    """{metric: (mean, low, high)} of (n, 3 + names) returns, costs, goals, and named costs; the mean of no
-    goals is None."""
+def summary(totals: np.ndarray, names: tuple = (), has_goals: bool = False) -> dict:
+    """{metric: (mean, low, high)} of (n, 3 + names) returns, costs, goals, and named costs. The mean of goals
+    is None where no episode is safe, and where there are none, by the task or by any episode."""
     returns, costs, goals, *named = totals.T
     safe = costs == 0
     result = {"safety": (float(safe.mean()), *share_interval(int(safe.sum()), len(safe)))}
     for name, values in (("return", returns), ("cost", costs), ("safe reward", returns * safe)):
         result[name] = (float(values.mean()), *mean_interval(values))
-    mean = float(goals[safe].mean()) if safe.any() else None
-    result["goals"] = (mean, *mean_interval(goals[safe]))
+    there = has_goals or np.isfinite(goals).any()
+    counted = np.nan_to_num(goals[safe]) if there else np.array([])
+    result["goals"] = (float(counted.mean()) if len(counted) else None, *mean_interval(counted))
     parts = {f"cost_{name}": (float(x.mean()), *mean_interval(x)) for name, x in zip(names, named)}
     return {name: result[name] for name in METRICS} | parts
 
@@ -192,7 +200,8 @@ def evaluate(executor, loaded: tuple, options: argparse.Namespace, noise: float)
                                    policy == "deterministic", noise, tuple(config.costs))
                    for index in range(options.episodes)]
         bar = tqdm(futures, policy, unit="episode", leave=False, disable=not sys.stderr.isatty())
-        result[policy] = summary(np.array([future.result() for future in bar]), config.costs)
+        totals = np.array([future.result() for future in bar])
+        result[policy] = summary(totals, config.costs, has_goals(config.task))
     return result
 
 
