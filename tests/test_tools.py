@@ -380,7 +380,8 @@ def test_a_run_that_fails_is_tried_again_and_then_reported(tmp_path):
 BAD = {"no.toml": None, "torn.toml": "seed = [0", "table.toml": "[grid]\nseed = 0", "empty.toml": "seed = []",
        "date.toml": "seed = 2020-01-01", "unknown.toml": "delat = 1", "many.toml": 'seed = "many"',
        "twice.toml": "[[grid]]\nseed=0\n[[grid]]\nseed=0", "name.toml": 'algorithm = "trpo"',
-       "list.toml": "grid = 3"}
+       "list.toml": "grid = 3", "workers.toml": "workers = 2", "parallel.toml": "parallel = 2",
+       "scheduler.toml": 'scheduler = "tcp://a:1"'}
 
 
 @pytest.mark.parametrize("options, said", [
@@ -389,6 +390,7 @@ BAD = {"no.toml": None, "torn.toml": "seed = [0", "table.toml": "[grid]\nseed = 
     ("--seed 0 0", "twice"),
     ("--algorithm trpo", "trpo"), ("--algorithm sbtrpo strpo --beta 0.5", "strpo.py has no option --beta"),
     ("--algorithm strpo --unsafe nowhere", "nowhere"), ("--experiment a/b", "a/b"),
+    ("--experiment .. --dry-run", "--experiment is '..'"), ("--experiment .hidden", "mere name"),
     ("--workers 0", "--workers"),
     ("--parallel x", "--parallel"), ("--scheduler somewhere", "--scheduler"),
     ("--scheduler tcp://127.0.0.1:9 --total-steps 10000", "--scheduler"), *((name, name) for name in BAD)])
@@ -400,6 +402,8 @@ def test_a_mistake_with_a_sweep_is_one_sentence(options, said, tmp_path, monkeyp
             Path(name).write_text(text)
     said = {"unknown.toml": "delat", "many.toml": "--seed", "name.toml": "'trpo'"}.get(said, said)
     said = "twice" if options == "twice.toml" else said
+    if options in ("workers.toml", "parallel.toml", "scheduler.toml"):
+        said = f"--{options[:-5]} is an option of the sweep: give it on the command line."
     try:
         code = sweep.main(options.split())
     except SystemExit as error:
@@ -464,6 +468,21 @@ def test_a_run_with_other_options_is_not_taken_up(tmp_path, monkeypatch):
     Path(run.folder, "config.json").write_text(json.dumps(config))
     with pytest.raises(sweep.Mistake, match="beta 0.25, not 0.5"):
         sweep.in_checkpoint(run, ".")
+
+
+def test_a_run_that_is_another_one_is_refused_and_not_tried_again(tmp_path):
+    """A sweep over a folder whose config.json has another beta: reported once, with both; exit code 1."""
+    [run] = sweep.expand({"task": [TASK], "hidden": ["8"], "batch_steps": ["250"], "total_steps": ["5000"],
+                          "seed": ["0"]})
+    about = {"algorithm": "sbtrpo", "config": {**run.config, "beta": 0.25}}
+    state = sbtrpo.initial_state(sbtrpo.Config(task=TASK, hidden=(8,), batch_steps=250, total_steps=5000))
+    (tmp_path / run.folder).mkdir(parents=True)
+    (tmp_path / run.folder / "config.json").write_text(json.dumps(about))
+    np.savez(tmp_path / run.folder / "checkpoint.npz", **state, checksum=sbtrpo.checksum(state))
+    output, errors = ended(start(tmp_path, *ONE), 1)
+    assert outcomes(output) == ["refused"] and "once more" not in output
+    assert f"{run.folder} refused: {run.folder} was made with beta 0.25, not 0.75" in errors.replace(
+        f"{tmp_path}/", "")
 
 
 # --------------------------------------------------------------------------------------------------- reports
