@@ -316,8 +316,25 @@ def test_rows_of_ours_beside_the_release_are_those_of_the_runs(monkeypatch):
     assert sum(row[1].startswith("ours") for rows in found.values() for row in rows) >= 28
     of_another_task = report.find([str(RESULTS / f"ctrpo-{table.ANT}-paper")])
     monkeypatch.setattr(published, "find", lambda _: of_another_task)
-    with pytest.raises(AssertionError, match="SafetyHopperVelocity-v1"):
+    with pytest.raises(SystemExit, match="is a run on SafetyAntVelocity-v1: .* SafetyHopperVelocity-v1 only"):
         published.ours(table.HOPPER)
+
+
+def test_runs_that_are_too_short_for_an_average_are_left_out(monkeypatch, capsys):
+    """One of 199,000 steps beside one of 400,000: named, and the other is there alone. Alone it is not there,
+    and the task has no row of it."""
+    def run(steps: int) -> report.Run:
+        at = np.arange(1000, steps + 1, 1000)
+        return report.Run(Path(f"run-{steps}"), table.HOPPER, "ctrpo", "", "", "0", 25.0, at,
+                          {"return": at / 1e3, "cost": 0 * at}, {})
+
+    runs = [run(199_000), run(400_000)]
+    monkeypatch.setattr(published, "find", lambda _: runs)
+    for at, columns in published.ours(table.HOPPER).values():
+        assert at.tolist() == [200_000, 400_000] and columns["return"].shape == (1, 2)
+    assert "run-199000: left out, it has not come to 200,000 steps." in capsys.readouterr().err
+    del runs[1]
+    assert published.ours(table.HOPPER) == {}
 
 
 def test_the_release_pays_for_actions_beyond_their_bounds(monkeypatch):
