@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
-# dependencies = ["numpy==2.2.6", "matplotlib==3.10.8"]
+# dependencies = ["numpy==2.2.6", "matplotlib==3.10.8", "scipy==1.15.3"]
 # ///
 """Which cost holds a run with two budgets, and one with a budget for their sum: a picture in figures/, by
 `uv run studies/two_budgets.py FOLDER FOLDER`. studies/two_budgets.toml makes the runs.
@@ -19,6 +19,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+from report import progress_of
+
 COLOURS = "#0072b2", "#d55e00"
 POINTS = 20  # of a curve: each the mean over a twentieth of the steps
 
@@ -27,8 +30,7 @@ def read(run: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """(options, columns) of a run."""
     try:
         config = json.loads((run / "config.json").read_text())["config"]
-        with open(run / "progress.csv", newline="") as lines:
-            rows = list(csv.DictReader(lines))
+        rows = list(csv.DictReader(progress_of(run).splitlines()))
     except (OSError, ValueError, LookupError) as error:
         sys.exit(f"{run} holds no run that can be read: {error}.")
     if len(config.get("costs", [])) != 2 or len(rows) < 10:

@@ -12,10 +12,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "studies")]
 import binding
 import conftest
 import differences
+import figures
 import keep
 import margins
 import mutants
 import mutations
+import noise
 import pages
 import promise
 import published
@@ -481,6 +483,36 @@ def test_interval_of_the_promise_covers_the_truth():
             low, high = promise.bootstrap(given, draws=200)[1]
             covered[k] += low <= 0.3 <= high
     assert covered[0] / 200 > 0.88 and covered[1] / 200 < 0.6, covered / 200
+
+
+@pytest.mark.parametrize("study, options, said", [
+    (promise, "--episodes 5", "--episodes must be at least 30"),
+    (noise, "--episodes 0", "--episodes must be at least 16"),
+    (figures, "curves out.png a=b --paper 7", "'7' needs to be two numbers"),
+    (figures, "curves out.png a=b --paper 7,x", "'7,x' needs to be two numbers")])
+def test_a_mistake_with_a_study_is_one_sentence(study, options, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        study.main(options.split())
+    assert end.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_studies_read_all_epochs_of_a_run_that_is_kept_in_few_rows(tmp_path, capsys):
+    """figures.py and two_budgets.py: of 900 epochs, of which progress.csv has 450. The help of promise.py has
+    the pools that there are."""
+    names = [f"Metrics/{name}" for name in (*figures.PANELS, "EpCost_a", "EpCost_b")]
+    lines = [",".join(["Train/Epoch", "Train/TotalSteps", *names])]
+    lines += [",".join(map(str, [k, 1000 * k, *range(k, k + len(names))])) for k in range(900)]
+    whole = "\n".join(lines) + "\n"
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"costs": ["a", "b"], "cost_limit": [1, 2]}}))
+    (tmp_path / "progress.csv").write_text(keep.thinned(whole))
+    np.savez(tmp_path / "checkpoint.npz", progress=whole.encode())
+    assert len(figures.read(str(tmp_path / "progress.csv"))["Metrics/EpRet"]) == 900
+    assert len(two_budgets.read(tmp_path)[1]["Metrics/EpCost_a"]) == 900
+    with pytest.raises(SystemExit, match="is not the progress.csv of a run"):
+        figures.read(str(tmp_path / "config.json"))
+    with pytest.raises(SystemExit):
+        promise.main(["--help"])
+    assert "(default 300 to 1,200)" in capsys.readouterr().out
 
 
 STUDIES = [path for path in sorted((ROOT / "studies").glob("*.py")) if path.name != "pages.py"]  # no study
