@@ -159,11 +159,10 @@ def writable(path: Path) -> None:
 
 def mean_interval(values: np.ndarray) -> tuple[float, float] | tuple[None, None]:
     """95% percentile bootstrap interval of the mean; a single value has none, nor has no value."""
+    from report import interval
     if len(values) <= 1:
         return None, None
-    rng = np.random.default_rng(0)
-    means = [rng.choice(values, len(values)).mean() for _ in range(5000)]
-    low, high = np.percentile(means, [2.5, 97.5])
+    low, high = interval([values], np.mean, 5000)
     return float(low), float(high)
 
 
