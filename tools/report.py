@@ -455,12 +455,11 @@ def scatter(path: Path, task: str, groups: dict, style: dict, limit: float | Non
 def angles(path: Path, task: str, groups: dict, style: dict) -> str:
     """The picture, and its medians and shares as a table; both of all epochs of all seeds."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    lines = [["", "epochs"], ["---", "---"]]
+    head, lines = ["", "epochs"], []
     pools = {label: {which: np.concatenate([run.columns[f"{which} angle"] for run in runs])
                      for which in ("reward", "cost")} for label, runs in groups.items()}
     for axis, which in zip(figure.subplots(1, 2), ("reward", "cost")):
-        lines[0] += [f"median angle with the best {which} step", "share beyond 90°"]
-        lines[1] += ["---", "---"]
+        head += [f"median angle with the best {which} step", "share beyond 90°"]
         for label, pool in pools.items():
             known = pool[which][np.isfinite(pool[which])]
             share, edges = np.histogram(known, np.arange(0, 181, 5))
@@ -477,7 +476,7 @@ def angles(path: Path, task: str, groups: dict, style: dict) -> str:
     legend(figure, figure.axes[0])
     figure.suptitle(task, fontsize=13)
     save(figure, path)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return joined(head, lines)
 
 
 def scores(tasks: dict, limits: dict, metric: str, reference: str | None) -> tuple[str, dict] | None:
@@ -547,6 +546,11 @@ def number(x: float) -> str:
     return "–" if np.isnan(x) else f"{x:,.{digits}f}"
 
 
+def joined(head: list[str], lines: list[list[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
+
+
 def cell(strata: list[np.ndarray]) -> str:
     low, high = interval(strata)
     mean = number(float(iqm(pooled(strata))))
@@ -558,22 +562,21 @@ def table(groups: dict[str, list[Run]]) -> str:
     shown = [name for name in (*METRICS, "hours") if any(have(runs, name) for runs in groups.values())]
     means = np.array([[iqm(final(runs, name)) for name in ("cost", "return")] for runs in groups.values()])
     stars = [list(groups)[i] for i in front(*means.T)]
-    lines = [["", "seeds", "steps", *shown], ["---"] * (3 + len(shown))]
+    lines = []
     for label, runs in groups.items():
         cells = [(cell([final(runs, name)]) if name != "hours" else number(final(runs, name).mean()))
                  if have(runs, name) else "–" for name in shown]
         lines.append([label + " \\*" * (label in stars), str(len(runs)), f"{runs[0].steps[-1]:,}", *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return joined(["", "seeds", "steps", *shown], lines)
 
 
 def aggregate(every: dict) -> str:
     """Interquartile means over tasks and seeds, stratified by task."""
-    first = next(iter(every.values()))[1]
-    lines = [["", "runs", *(what for what, _ in every.values())], ["---"] * (2 + len(every))]
+    first, lines = next(iter(every.values()))[1], []
     for label, strata in first.items():
         cells = [cell(values[label]) for _, values in every.values()]
         lines.append([label, str(sum(map(len, strata))), *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return joined(["", "runs", *(what for what, _ in every.values())], lines)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
