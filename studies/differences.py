@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 sys.path.insert(0, str(ROOT / "tools"))
 import numpy as np
-from report import cut, final, find, number, spread
+from report import cut, final, find, joined, number, spread
 from scipy import stats
 import table
 from table import ANT, CIRCLE, CIRCLE2, HOPPER, PAPER, POINT, POINT2, PUSH2, SWIMMER
@@ -114,11 +114,11 @@ def printed(p: float) -> str:
 
 def section(title: str, lines: list[tuple]) -> str:
     """Of (metric, first, second, difference or slope with interval, p), with what is concluded."""
-    rows = [HEAD, ["---"] * len(HEAD)]
+    rows = []
     for (*cells, p), corrected in zip(lines, holm([line[-1] for line in lines])):
         verdict = "**differs**" if corrected < 0.05 else "not distinguishable"
         rows.append([*map(str, cells), printed(p), printed(corrected), verdict])
-    return f"\n### {title}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return f"\n### {title}\n\n{joined(HEAD, rows)}\n"
 
 
 def compared(metric: str, first: Sample, second: Sample) -> tuple:

@@ -45,7 +45,7 @@ import ctrpo
 import sbtrpo
 import strpo
 import tabular_cmdp
-from report import COLOURS, save, smooth
+from report import COLOURS, progress_of, save, smooth
 
 ARROWS = {  # of trust_regions: colour, width, label and its offset from the tip [points]
     "best reward step": (COLOURS[2], 2.2, "best reward step", (-8, 14)),
@@ -392,9 +392,10 @@ def two_state(path: Path) -> None:
 def read(path: str) -> dict:
     """{column: values} of a progress.csv."""
     names = ["Train/TotalSteps", *(f"Metrics/{name}" for name in PANELS)]
+    if Path(path).name != "progress.csv":
+        sys.exit(f"{path} is not the progress.csv of a run.")
     try:
-        with open(path, newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(progress_of(Path(path).parent).splitlines()))
         columns = {name: np.array([float(row[name]) for row in rows]) for name in names}
     except (OSError, KeyError, TypeError, ValueError) as error:
         sys.exit(f"{path} is not the progress.csv of a run ({type(error).__name__}: {error}).")
@@ -449,7 +450,10 @@ def decorate(figure: Figure, axes: dict, window: float, title: str) -> None:
 
 
 def two_numbers(text: str) -> list[float]:
-    reward, probability = map(float, text.split(","))
+    try:
+        reward, probability = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} needs to be two numbers, as 7.5,0.99") from None
     return [reward, probability]
 
 

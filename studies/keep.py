@@ -62,6 +62,8 @@ def keep(run: Path, to: Path, checkpoint: bool = True) -> None:
     (to / "progress.csv").write_text(progress)
     if checkpoint:
         shutil.copy(run / "checkpoint.npz", to)
+    else:  # that of an earlier time, whose epochs would be read instead of these
+        (to / "checkpoint.npz").unlink(missing_ok=True)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -70,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("name", metavar="NAME", help="of the folder in results/")
     parser.add_argument("--no-checkpoint", action="store_true", help="the numbers alone, some 200 kB less")
     args = parser.parse_args(argv)
-    files = "config.json", "progress.csv", "checkpoint.npz"
+    files = ["config.json", "progress.csv"] + ["checkpoint.npz"] * (not args.no_checkpoint)
     missing = [name for name in files if not ((args.run / name).exists() and (args.run / name).read_bytes())]
     if missing:
         sys.exit(f"{args.run} holds no run with an epoch: {', '.join(missing)} is not there, or empty.")

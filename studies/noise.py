@@ -216,6 +216,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=WORLDS, default=list(WORLDS), help="and keep the others")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "noise.json")
     options = parser.parse_args(argv)
+    if options.episodes < 4 * BATCHES[0]:  # a quarter has a fixed length
+        parser.error(f"--episodes must be at least {4 * BATCHES[0]}")
     results = {}
     for name in options.only:
         task, steps = WORLDS[name]

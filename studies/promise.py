@@ -473,11 +473,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0])
     names = ["-".join(map(str, case)) for case in CASES]
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="and keep the others")
-    parser.add_argument("--episodes", type=int, help="of a pool (default 300 to 600)")
+    of_pools = f"{min(POOLS.values()):,} to {max(POOLS.values()):,}"
+    parser.add_argument("--episodes", type=int, help=f"of a pool (default {of_pools})")
     parser.add_argument("--real", nargs=2, type=int, default=(4, 40), metavar=("STEPS", "EPISODES"),
                         help="steps whose new policies are played, and for how many episodes (default 4 40)")
     parser.add_argument("--output", type=Path, default=PLACE)
     options = parser.parse_args(argv)
+    if options.episodes is not None and options.episodes < 30:  # a tenth, in three parts, fits the critics
+        parser.error("--episodes must be at least 30")
     threadpoolctl.threadpool_limits(1, "blas")
     for name, case in zip(names, CASES):
         if name in options.only:

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import numpy as np
 from matplotlib.figure import Figure
 from pages import fill
-from report import COLOURS, GREY, Run, find, save, smooth, spread
+from report import COLOURS, GREY, Run, find, note_left_out, save, smooth, spread
 from table import ANT, BESIDE, CHEETAH, HOPPER, POINT, TASKS, beside_the_release, joined, not_clipped
 
 RELEASE = ROOT / "release" / "data" / "runs" / "ablation"
@@ -58,12 +58,18 @@ def averages(group: list[Run]) -> tuple[np.ndarray, dict]:
 
 
 def ours(task: str) -> dict[str, tuple]:
-    """{label: averages} of our runs, as far as there are any."""
-    folders = {label: ROOT / "results" / f"ctrpo-{task}-{setting}" for label, setting in OURS[task].items()}
-    groups = {label: find([str(folder)]) for label, folder in folders.items() if folder.exists()}
-    tasks = task, not_clipped(task)
-    assert all(run.task in tasks for group in groups.values() for run in group), task
-    return {f"ours, {label}": averages(group) for label, group in groups.items()}
+    """{label: averages} of our runs, as far as there are any, and they have come to the first average."""
+    groups = {}
+    for label, setting in OURS[task].items():
+        folder = ROOT / "results" / f"ctrpo-{task}-{setting}"
+        runs = find([str(folder)]) if folder.exists() else []
+        if other := [run for run in runs if run.task not in (task, not_clipped(task))]:
+            sys.exit(f"{other[0].folder} is a run on {other[0].task}: {folder} needs runs on {task} only.")
+        if short := [run.folder for run in runs if run.steps[-1] < WINDOW]:
+            note_left_out({f"it has not come to {WINDOW:,} steps": short})
+        if long := [run for run in runs if run.steps[-1] >= WINDOW]:
+            groups[f"ours, {label}"] = averages(long)
+    return groups
 
 
 def cell(values: np.ndarray) -> str:

@@ -2,7 +2,7 @@
 # requires-python = ">=3.10,<3.12"
 # dependencies = ["safety-gymnasium==1.0.0", "gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                 "autograd==1.8.0", "matplotlib==3.10.8", "loky==3.5.6", "filelock==3.32.7",
-#                 "threadpoolctl==3.6.0", "scipy==1.15.3"]
+#                 "threadpoolctl==3.6.0", "tqdm==4.67.1", "scipy==1.15.3"]
 # [tool.uv]  # what safety-gymnasium 1.0.0 pins too low, or asks for and does not need
 # override-dependencies = ["gymnasium==0.29.1", "mujoco==2.3.3", "numpy==2.2.6",
 #                          "pygame; python_version < '0'", "gymnasium-robotics; python_version < '0'"]
@@ -25,6 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 import numpy as np
+from evaluate import has_goals
 from matplotlib.figure import Figure
 from pages import fill
 from report import COLOURS, GREY, MARKERS, cut, final, find, number, progress_of, save, spread
@@ -67,10 +68,6 @@ def fresh() -> str:
                 lines.append([task, trained, name, *shown[:2], shown[2] if has_goals(task) else ""])
     head = ["task", "seed, steps", "policy", "safety probability", "safe reward", "goals per safe episode"]
     return joined(head, lines)
-
-
-def has_goals(task: str) -> bool:
-    return any(kind in task for kind in ("Goal", "Push", "Button"))
 
 
 def with_interval(value: list) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 from pages import fill
-from report import cut, final, find, number, spread
+from report import cut, final, find, joined, number, spread
 
 METRICS = ["return", "cost", "safety probability", "safe reward"]
 HEAD = ["task", "published", "options", *METRICS, "steps", "seeds", "hours"]
@@ -169,10 +169,6 @@ def lines_of(method: str, task: str) -> list[list[str]]:
                 beside = ""  # the published ones have a budget of 25
             lines.append([task, beside, link, *cells(folder, algorithm, task)])
     return lines or [[task, known, "not run yet", *[""] * (len(HEAD) - 3)]]
-
-
-def joined(head: list[str], lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
 
 
 def table() -> str:

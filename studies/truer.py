@@ -47,6 +47,7 @@ from scipy import stats
 import sbtrpo
 from pages import add, fill
 from table import joined
+from two_budgets import cell
 
 PLACE = ROOT / "results" / "truer.json"
 TASKS, SEEDS, STEPS = ("SafetyCarCircle2-v0", "SafetyPointPush2-v0"), (0, 1, 2), 1_500_000
@@ -217,8 +218,7 @@ def tables(results: dict) -> dict[str, str]:
             runs, cells = results[name][task], []
             for metric in ("return", "cost", "safety", "safe reward", "cost of all", "kept"):
                 values = [means[metric] for means in runs.values()]
-                spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
-                cells.append(f"{np.mean(values):.3g}{spread}".replace("-", "−"))
+                cells.append(cell(values).replace("-", "−"))
             wins = "" if name == "default" else verdict(results.get("default", {}).get(task, {}), runs)
             lines.append([task[6:-3], name, str(len(runs)), *cells, wins])
     return {"candidates": joined(["task", "candidate", "seeds", "return", "cost", "safety probability",

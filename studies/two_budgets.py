@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10,<3.12"
-# dependencies = ["numpy==2.2.6", "matplotlib==3.10.8"]
+# dependencies = ["numpy==2.2.6", "matplotlib==3.10.8", "scipy==1.15.3"]
 # ///
 """Which cost holds a run with two budgets, and one with a budget for their sum: a picture in figures/, by
 `uv run studies/two_budgets.py FOLDER FOLDER`. studies/two_budgets.toml makes the runs.
@@ -19,6 +19,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+from report import joined, progress_of, spread
+
 COLOURS = "#0072b2", "#d55e00"
 POINTS = 20  # of a curve: each the mean over a twentieth of the steps
 
@@ -27,8 +30,7 @@ def read(run: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """(options, columns) of a run."""
     try:
         config = json.loads((run / "config.json").read_text())["config"]
-        with open(run / "progress.csv", newline="") as lines:
-            rows = list(csv.DictReader(lines))
+        rows = list(csv.DictReader(progress_of(run).splitlines()))
     except (OSError, ValueError, LookupError) as error:
         sys.exit(f"{run} holds no run that can be read: {error}.")
     if len(config.get("costs", [])) != 2 or len(rows) < 10:
@@ -51,8 +53,8 @@ def label(limit) -> str:
 
 def cell(values) -> str:
     """Mean and standard deviation (n - 1); a single value has none."""
-    spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
-    return f"{np.mean(values):.3g}{spread}"
+    deviation = f" ± {spread(values):.2g}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3g}{deviation}"
 
 
 def line(runs: list, budgets: list) -> list[str]:
@@ -72,9 +74,9 @@ def draw(groups: list, budgets: list, path: Path) -> None:
     for axis, name, budget in zip(figure.subplots(1, 3), names, [None, *budgets]):
         for runs, colour in zip(groups, COLOURS):
             curves = np.array([curve(columns, name, ends) for _, columns in runs])
-            mean, spread = curves.mean(axis=0), curves.std(axis=0, ddof=min(1, len(curves) - 1))
+            mean, std = curves.mean(axis=0), curves.std(axis=0, ddof=min(1, len(curves) - 1))
             axis.plot(ends / 1e6, mean, color=colour, label=label(runs[0][0]["cost_limit"]))
-            axis.fill_between(ends / 1e6, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
+            axis.fill_between(ends / 1e6, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
         if budget is not None:
             axis.axhline(budget, color="#444444", linestyle="--", linewidth=1.2)
             axis.set_ylim(bottom=0)
@@ -96,8 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     names = groups[0][0][0]["costs"]
     above = [f"epochs at or above {budget:g}: {name}" for name, budget in zip(names, budgets)]
     head = ["run", "seeds", "return", *names, *above]
-    for cells in (head, ["---"] * len(head), *(line(runs, budgets) for runs in groups)):
-        print(f"| {' | '.join(cells)} |")
+    print(joined(head, [line(runs, budgets) for runs in groups]))
 
 
 if __name__ == "__main__":

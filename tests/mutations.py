@@ -1,6 +1,7 @@
 """Mistakes of one line, each with the tests that must see it; tests/mutants.py makes them.
 
-`file` is a script, or "shared": the same replacement in all three, whose shared text is equal.
+`file` is a script, a file in tools/, or "shared": the same replacement in all three scripts, whose
+shared text is equal.
 `tests` is an expression for `pytest -k` in tests/test_loop.py, or node ids.
 """
 
@@ -589,4 +590,15 @@ SEVERAL = [
         FILE + "test_runs_with_several_budgets_resume_in_the_same_bits_with_any_workers"),
 ]
 
-MISTAKES = [*EPISODES, *NORMALISATION, *START, *ADVANTAGES, *UNITS, *LOG, *UPDATE, *SEVERAL]
+TOOLS = [
+    Mistake("report: a task with more seeds counts for more", "tools/report.py",
+            "np.repeat(runs, most // runs.shape[axis], axis)", "np.repeat(runs, 1, axis)",
+            "tests/test_tools.py::test_tasks_count_alike_whatever_their_numbers_of_seeds"),
+    Mistake("sweep: means are of epochs beyond the total", "tools/sweep.py",
+            'sum(int(row["Train/TotalSteps"]) < run.lengths[""] for row in table)', "len(table)",
+            "tests/test_tools.py::test_the_table_of_a_sweep_has_means_of_the_last_tenth"),
+    Mistake("evaluate: a share's interval has no width at 0", "tools/evaluate.py",
+            " + z**2 / (4 * n**2))", ")", "tests/test_tools.py::test_interval_of_a_share_is_wilsons"),
+]
+
+MISTAKES = [*EPISODES, *NORMALISATION, *START, *ADVANTAGES, *UNITS, *LOG, *UPDATE, *SEVERAL, *TOOLS]

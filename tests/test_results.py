@@ -12,10 +12,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "studies")]
 import binding
 import conftest
 import differences
+import figures
 import keep
 import margins
 import mutants
 import mutations
+import noise
 import pages
 import promise
 import published
@@ -242,6 +244,34 @@ def test_a_long_run_is_kept_in_few_rows_with_all_its_time(tmp_path, monkeypatch)
     assert (to / "checkpoint.npz").read_bytes() == (source / "checkpoint.npz").read_bytes()
 
 
+def test_a_run_that_is_kept_without_a_checkpoint_has_no_old_one(tmp_path, monkeypatch):
+    """The same run, first with a checkpoint and 900 epochs, then without and with 1,200: its table has the
+    last of these, though the whole text of the first is the longer one. A run whose checkpoint is not there
+    is kept so, too; control: not without --no-checkpoint."""
+    def text(epochs: int) -> str:
+        return "Train/Epoch,Metrics/EpRet\n" + "".join(f"{k},{k / 7}\n" for k in range(epochs))
+
+    source, to = tmp_path / "run" / "seed-0", tmp_path / "kept" / "seed-0"
+    source.mkdir(parents=True)
+    about = {"algorithm": "sbtrpo", "config": {"seed": 0}}
+    (source / "config.json").write_text(json.dumps(about))
+    (source / "progress.csv").write_text(text(900))
+    np.savez(source / "checkpoint.npz", progress=text(900).encode())
+    monkeypatch.setattr(keep, "RESULTS", tmp_path)
+    keep.main([str(source), "kept"])
+    (to / "progress.csv").write_text(keep.thinned(text(1200)))
+    assert report.progress_of(to) == keep.thinned(text(1200))  # beside the checkpoint, which is older
+    (source / "progress.csv").write_text(text(1200))
+    (source / "checkpoint.npz").unlink()
+    with pytest.raises(SystemExit, match="checkpoint.npz is not there"):
+        keep.main([str(source), "kept"])
+    keep.main([str(source), "kept", "--no-checkpoint"])
+    assert sorted(path.name for path in to.iterdir()) == ["config.json", "progress.csv"]
+    assert report.progress_of(to) == keep.thinned(text(1200))
+    torn = "", "a,b\n", "a,b\n3,1\n4", "a,b\n3,1\n4,"
+    assert [report.last_epoch(each) for each in torn] == [-1, -1, 3, 4]
+
+
 def test_welch_and_holm_are_the_textbooks():
     """Interval and p are scipy's for samples of any size; a single value is a draw like the others under the
     null hypothesis: p is uniform. Holm's method by an example worked by hand."""
@@ -288,8 +318,25 @@ def test_rows_of_ours_beside_the_release_are_those_of_the_runs(monkeypatch):
     assert sum(row[1].startswith("ours") for rows in found.values() for row in rows) >= 28
     of_another_task = report.find([str(RESULTS / f"ctrpo-{table.ANT}-paper")])
     monkeypatch.setattr(published, "find", lambda _: of_another_task)
-    with pytest.raises(AssertionError, match="SafetyHopperVelocity-v1"):
+    with pytest.raises(SystemExit, match="is a run on SafetyAntVelocity-v1: .* SafetyHopperVelocity-v1 only"):
         published.ours(table.HOPPER)
+
+
+def test_runs_that_are_too_short_for_an_average_are_left_out(monkeypatch, capsys):
+    """One of 199,000 steps beside one of 400,000: named, and the other is there alone. Alone it is not there,
+    and the task has no row of it."""
+    def run(steps: int) -> report.Run:
+        at = np.arange(1000, steps + 1, 1000)
+        return report.Run(Path(f"run-{steps}"), table.HOPPER, "ctrpo", "", "", "0", 25.0, at,
+                          {"return": at / 1e3, "cost": 0 * at}, {})
+
+    runs = [run(199_000), run(400_000)]
+    monkeypatch.setattr(published, "find", lambda _: runs)
+    for at, columns in published.ours(table.HOPPER).values():
+        assert at.tolist() == [200_000, 400_000] and columns["return"].shape == (1, 2)
+    assert "run-199000: left out, it has not come to 200,000 steps." in capsys.readouterr().err
+    del runs[1]
+    assert published.ours(table.HOPPER) == {}
 
 
 def test_the_release_pays_for_actions_beyond_their_bounds(monkeypatch):
@@ -436,6 +483,36 @@ def test_interval_of_the_promise_covers_the_truth():
             low, high = promise.bootstrap(given, draws=200)[1]
             covered[k] += low <= 0.3 <= high
     assert covered[0] / 200 > 0.88 and covered[1] / 200 < 0.6, covered / 200
+
+
+@pytest.mark.parametrize("study, options, said", [
+    (promise, "--episodes 5", "--episodes must be at least 30"),
+    (noise, "--episodes 0", "--episodes must be at least 16"),
+    (figures, "curves out.png a=b --paper 7", "'7' needs to be two numbers"),
+    (figures, "curves out.png a=b --paper 7,x", "'7,x' needs to be two numbers")])
+def test_a_mistake_with_a_study_is_one_sentence(study, options, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        study.main(options.split())
+    assert end.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_studies_read_all_epochs_of_a_run_that_is_kept_in_few_rows(tmp_path, capsys):
+    """figures.py and two_budgets.py: of 900 epochs, of which progress.csv has 450. The help of promise.py has
+    the pools that there are."""
+    names = [f"Metrics/{name}" for name in (*figures.PANELS, "EpCost_a", "EpCost_b")]
+    lines = [",".join(["Train/Epoch", "Train/TotalSteps", *names])]
+    lines += [",".join(map(str, [k, 1000 * k, *range(k, k + len(names))])) for k in range(900)]
+    whole = "\n".join(lines) + "\n"
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"costs": ["a", "b"], "cost_limit": [1, 2]}}))
+    (tmp_path / "progress.csv").write_text(keep.thinned(whole))
+    np.savez(tmp_path / "checkpoint.npz", progress=whole.encode())
+    assert len(figures.read(str(tmp_path / "progress.csv"))["Metrics/EpRet"]) == 900
+    assert len(two_budgets.read(tmp_path)[1]["Metrics/EpCost_a"]) == 900
+    with pytest.raises(SystemExit, match="is not the progress.csv of a run"):
+        figures.read(str(tmp_path / "config.json"))
+    with pytest.raises(SystemExit):
+        promise.main(["--help"])
+    assert "(default 300 to 1,200)" in capsys.readouterr().out
 
 
 STUDIES = [path for path in sorted((ROOT / "studies").glob("*.py")) if path.name != "pages.py"]  # no study

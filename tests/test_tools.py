@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from rliable import library, metrics
+from scipy import stats
 
 from conftest import ROOT, check, pages
 from test_runs import BROKEN, CLUSTER, outcome, rows
@@ -245,8 +246,9 @@ class Fetch(gymnasium.Env):
 
 
 def test_goals_are_those_of_safe_episodes():
-    """Two goals in each of the safe ones; of no safe episode there is no mean. Control: without info there is
-    none."""
+    """Two goals in each of the safe ones; of no safe episode there is no mean. Where info says nothing of
+    goals there are none to count, and a dash; but 0 where the task has goals that nothing met, or where one
+    episode has some."""
     env, actor = Fetch(), SimpleNamespace(acting=lambda rng: lambda observation: np.zeros(1))
     totals = np.array([evaluate.play(sbtrpo, env, actor, (0, 0, i), True, 0.0) for i in range(4)])
     assert totals.tolist() == [[5, 0, 2], [5, 1, 2], [5, 0, 2], [5, 1, 2]]
@@ -257,7 +259,40 @@ def test_goals_are_those_of_safe_episodes():
     assert evaluate.over_runs({"a/seed-0": run, "a/seed-1": run})["a"]["sampled"]["goals"] == (None, None)
     silent = gymnasium.wrappers.TransformObservation(env, lambda observation: observation)
     silent.step = lambda action: (*env.step(action)[:4], {"cost": 0.0})
+    unsaid = np.array([evaluate.play(sbtrpo, silent, actor, (0, 0, i), True, 0.0) for i in range(2)])
+    assert unsaid[:, :2].tolist() == [[5, 0], [5, 0]] and np.isnan(unsaid[:, 2]).all()
+    assert evaluate.cell(*evaluate.summary(unsaid)["goals"]) == "-"
+    assert evaluate.summary(unsaid, has_goals=True)["goals"] == (0, 0, 0)
+    assert evaluate.summary(np.append(unsaid, totals[:1], axis=0))["goals"][0] == pytest.approx(2 / 3)
+    silent.step = lambda action: (*env.step(action)[:4], {"cost": 0.0, "goal_met": False})
     assert evaluate.play(sbtrpo, silent, actor, (0, 0, 0), True, 0.0).tolist() == [5, 0, 0]
+    tasks = ("SafetyCarGoal1-v0", "SafetyPointRace2-v0", "SafetyRacecarPush0-v0", "SafetyAntButton1-v0",
+             "SafetyRacecarCircle1-v0", "SafetyCarRun0-v0", "SafetyHopperVelocity-v1")
+    assert [evaluate.has_goals(task) for task in tasks] == [True] * 4 + [False] * 3
+
+
+def test_interval_of_a_share_is_wilsons():
+    """scipy's, for all shares of 1, 7 and 100 episodes, to 1e-6: z is given to six digits. Control: the
+    normal approximation has no width at 0."""
+    for n in (1, 7, 100):
+        for k in range(n + 1):
+            theirs = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
+            assert evaluate.share_interval(k, n) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+    assert evaluate.share_interval(0, 7)[1] > 0.3
+
+
+def test_interval_of_a_mean_is_that_of_all_resamples():
+    """Of zeros and ones the mean of a resample is binomial, so that its percentiles are exact; those of 5,000
+    draws are the same, where 6 sigma of their shares cannot reach the next value. One value has none."""
+    for n, ones in ((9, 4), (10, 5), (14, 2)):
+        law = stats.binom(n, ones / n)
+        exact = law.ppf([0.025, 0.975])
+        margin = 6 * math.sqrt(0.025 * 0.975 / 5000)
+        for x, level in zip(exact, (0.025, 0.975)):
+            assert law.cdf(x - 1) < level - margin and law.cdf(x) > level + margin
+        values = np.arange(n) < ones
+        assert evaluate.mean_interval(values.astype(float)) == pytest.approx(exact / n, abs=1e-12)
+    assert evaluate.mean_interval(np.ones(1)) == (None, None) == evaluate.mean_interval(np.ones(0))
 
 
 def test_distance_from_the_unsafe_policy_is_what_training_logged(capsys):
@@ -370,7 +405,8 @@ def test_a_run_that_fails_is_tried_again_and_then_reported(tmp_path):
 BAD = {"no.toml": None, "torn.toml": "seed = [0", "table.toml": "[grid]\nseed = 0", "empty.toml": "seed = []",
        "date.toml": "seed = 2020-01-01", "unknown.toml": "delat = 1", "many.toml": 'seed = "many"',
        "twice.toml": "[[grid]]\nseed=0\n[[grid]]\nseed=0", "name.toml": 'algorithm = "trpo"',
-       "list.toml": "grid = 3"}
+       "list.toml": "grid = 3", "workers.toml": "workers = 2", "parallel.toml": "parallel = 2",
+       "scheduler.toml": 'scheduler = "tcp://a:1"'}
 
 
 @pytest.mark.parametrize("options, said", [
@@ -379,6 +415,7 @@ BAD = {"no.toml": None, "torn.toml": "seed = [0", "table.toml": "[grid]\nseed = 
     ("--seed 0 0", "twice"),
     ("--algorithm trpo", "trpo"), ("--algorithm sbtrpo strpo --beta 0.5", "strpo.py has no option --beta"),
     ("--algorithm strpo --unsafe nowhere", "nowhere"), ("--experiment a/b", "a/b"),
+    ("--experiment .. --dry-run", "--experiment is '..'"), ("--experiment .hidden", "mere name"),
     ("--workers 0", "--workers"),
     ("--parallel x", "--parallel"), ("--scheduler somewhere", "--scheduler"),
     ("--scheduler tcp://127.0.0.1:9 --total-steps 10000", "--scheduler"), *((name, name) for name in BAD)])
@@ -390,6 +427,8 @@ def test_a_mistake_with_a_sweep_is_one_sentence(options, said, tmp_path, monkeyp
             Path(name).write_text(text)
     said = {"unknown.toml": "delat", "many.toml": "--seed", "name.toml": "'trpo'"}.get(said, said)
     said = "twice" if options == "twice.toml" else said
+    if options in ("workers.toml", "parallel.toml", "scheduler.toml"):
+        said = f"--{options[:-5]} is an option of the sweep: give it on the command line."
     try:
         code = sweep.main(options.split())
     except SystemExit as error:
@@ -428,6 +467,21 @@ def test_a_sweep_knows_where_the_scripts_put_their_runs(tmp_path, monkeypatch, c
         f"{run.folder}: 0 of {sum(run.lengths.values()):,} steps" for run in runs)
 
 
+def test_the_table_of_a_sweep_has_means_of_the_last_tenth(tmp_path):
+    """A run of 40 epochs of 1,000 steps: of its last four. With fewer --total-steps than it has: of the last
+    ones up to the epoch that reaches them, here epochs 19 and 20; of 5 epochs, of the last alone."""
+    columns, config = made_up(0)
+    for total, first, end in ((40_000, 36, 40), (19_500, 18, 20), (10_000, 9, 10)):
+        [run] = sweep.expand({"task": [TASK], "total_steps": [str(total)]})
+        folder = tmp_path / str(total) / run.folder
+        write_run(folder, columns, config)
+        found = sweep.summary(run, str(tmp_path / str(total)), "skipped", 0.0)
+        expected = {name: np.mean(columns[f"Metrics/{name}"][first:end]) for name in sweep.METRICS}
+        assert found["means"] == pytest.approx(expected, rel=1e-12) and found["steps"] == total
+        cells = sweep.table([run], {run.folder: found}).splitlines()[1].split()
+        assert cells[3:7] == ["0", "skipped", f"{total:,}", f"{expected['EpRet']:.3g}"]
+
+
 def test_a_run_with_other_options_is_not_taken_up(tmp_path, monkeypatch):
     """A folder whose config.json differs, in anything but the total steps: refused, with both values."""
     monkeypatch.chdir(tmp_path)
@@ -439,6 +493,21 @@ def test_a_run_with_other_options_is_not_taken_up(tmp_path, monkeypatch):
     Path(run.folder, "config.json").write_text(json.dumps(config))
     with pytest.raises(sweep.Mistake, match="beta 0.25, not 0.5"):
         sweep.in_checkpoint(run, ".")
+
+
+def test_a_run_that_is_another_one_is_refused_and_not_tried_again(tmp_path):
+    """A sweep over a folder whose config.json has another beta: reported once, with both; exit code 1."""
+    [run] = sweep.expand({"task": [TASK], "hidden": ["8"], "batch_steps": ["250"], "total_steps": ["5000"],
+                          "seed": ["0"]})
+    about = {"algorithm": "sbtrpo", "config": {**run.config, "beta": 0.25}}
+    state = sbtrpo.initial_state(sbtrpo.Config(task=TASK, hidden=(8,), batch_steps=250, total_steps=5000))
+    (tmp_path / run.folder).mkdir(parents=True)
+    (tmp_path / run.folder / "config.json").write_text(json.dumps(about))
+    np.savez(tmp_path / run.folder / "checkpoint.npz", **state, checksum=sbtrpo.checksum(state))
+    output, errors = ended(start(tmp_path, *ONE), 1)
+    assert outcomes(output) == ["refused"] and "once more" not in output
+    assert f"{run.folder} refused: {run.folder} was made with beta 0.25, not 0.75" in errors.replace(
+        f"{tmp_path}/", "")
 
 
 # --------------------------------------------------------------------------------------------------- reports
@@ -457,7 +526,7 @@ def test_interquartile_mean_and_profile_are_rliables(shape):
     theirs, _ = library.create_performance_profile({"": scores}, tau, reps=2)
     strata = [(column[:, None] > tau).astype(float) for column in scores.T]
     check("performance profile against rliable's",
-          np.abs(np.concatenate(strata).mean(0) - theirs[""]).max(), at_most=1e-12)
+          np.abs(report.pooled(strata).mean(0) - theirs[""]).max(), at_most=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(5, 1), (3, 8), (10, 4)])
@@ -477,6 +546,22 @@ def test_bootstrap_interval_is_rliables(shape):
         assert np.diff(report.interval([scores.ravel()]))[0] > 1.2 * width
 
 
+def test_tasks_count_alike_whatever_their_numbers_of_seeds(monkeypatch):
+    """Three runs of 1 on one task, two of 0 on another: 0.5 in the table, in each resample, and in the
+    profiles. Control: over all runs alike it is 0.6. With equal numbers each run counts once."""
+    strata = [np.ones(3), np.zeros(2)]
+    assert report.cell(strata) == "0.50 [0.50, 0.50]" and np.concatenate(strata).mean() == 0.6
+    assert report.cell([np.ones(3), np.zeros(1)]).startswith("0.50 [")
+    equal = list(np.random.default_rng(0).normal(size=(3, 4)))
+    assert np.array_equal(report.pooled(equal), np.concatenate(equal))
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda figure, path: drawn.append(figure))
+    report.profiles(Path("none.png"), {"return": ("return", {"x": strata})}, report.styles(["x"]), 2)
+    [axis] = drawn[0].axes
+    assert axis.lines[0].get_ydata().tolist() == [1, 0.5, 0, 0]
+    assert axis.collections[0].get_datalim(axis.transData).height == pytest.approx(1)
+
+
 def test_one_seed_has_no_interval():
     assert np.isnan(report.interval([np.ones((1, 4))] * 3)).all() and report.cell([np.ones(1)]) == "1.00"
     assert not np.isnan(report.interval([np.ones(1), np.ones(2)])).any()
@@ -492,6 +577,37 @@ def test_pareto_front_is_what_nothing_dominates():
         found = report.front(worse, better)
         assert {(worse[i], better[i]) for i in found} == free and len(found) == len(free)
         assert (np.diff(worse[found]) > 0).all()
+
+
+def test_a_label_without_a_number_leaves_the_front_to_the_others(monkeypatch):
+    """Of (cost, return) the first has none of one, the next are (1, 2), (2, 1) and (3, 4): the front is what
+    it is without the first. Nothing but NaN has no front, and a picture all the same."""
+    for nan in ((np.nan, 0.0), (0.0, np.nan)):
+        worse, better = np.array([nan, (1, 2), (2, 1), (3, 4)]).T
+        assert report.front(worse, better) == [1, 3]
+        assert report.front(worse[:1], better[:1]) == []
+    run = report.Run(Path("a"), "A-v0", "x", "", "", "0", 0.0, np.array([1000]),
+                     {"return": np.array([np.nan]), "cost": np.array([1.0])}, {})
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda figure, path: drawn.append(figure))
+    report.scatter(Path("none.png"), "A-v0", {"x": [run]}, report.styles(["x"]), 0.0)
+    assert len(drawn) == 1
+
+
+def test_a_legend_of_many_labels_leaves_the_panels_their_room():
+    """The panel is above the legend, nearly as high with 60 labels as with 6, whose figure is as it was."""
+    heights = {}
+    for labels in (6, 60):
+        figure = report.Figure(figsize=(11, 4.6), layout="constrained")
+        axis = figure.subplots()
+        for i in range(labels):
+            axis.plot([i], label=f"a label of some length {i}")
+        report.legend(figure, axis)
+        figure.draw_without_rendering()
+        panel, legend = axis.get_window_extent(), figure.legends[0].get_window_extent()
+        heights[labels] = panel.height
+        assert legend.y0 >= 0 and legend.y1 < panel.y0 and (figure.get_figheight() == 4.6) == (labels == 6)
+    assert abs(heights[60] / heights[6] - 1) < 0.1
 
 
 def row_of(label: str, output: str) -> str:
@@ -597,6 +713,25 @@ def test_angles_are_counted_over_all_epochs_of_all_seeds(tmp_path, capsys):
     assert (tmp_path / "out/A-v0_angles.png").stat().st_size > 5000
 
 
+def test_official_units_need_a_checkpoint_for_angles_alone(tmp_path, capsys):
+    """delta of --official-units is for the mean over action dimensions: with 4 of them, and a KL of 4 delta
+    that gains all there is, the angle is 0. Without a checkpoint, or with half of one: a note, no angles."""
+    columns, about = made_up(0)
+    one, about["config"]["official_units"] = np.ones(40), 1
+    about["config"]["delta"] = 0.01
+    columns |= {"Misc/best_reward": one, "Misc/reward_change": one, "Misc/kl": 0.04 * one,
+                "Misc/best_cost": one, "Misc/cost_change": -one}
+    run = write_run(tmp_path / "run", columns, about)
+    np.savez(run / "checkpoint.npz", discrete=False, sizes=[3, 8, 4])
+    assert report.read(run, "").columns["reward angle"].tolist() == [0.0] * 40
+    whole = (run / "checkpoint.npz").read_bytes()
+    (run / "checkpoint.npz").write_bytes(whole[: len(whole) // 2])
+    for _ in range(2):
+        assert "reward angle" not in report.read(run, "").columns
+        assert f"{run}: its angles are left out" in capsys.readouterr().err
+        (run / "checkpoint.npz").unlink(missing_ok=True)
+
+
 def test_a_margin_that_noise_has_chosen_is_too_wide(tmp_path, capsys):
     """A policy that never changes, whose epochs cost 25 +- 10, normal, b = 25, h = 1. In 40,000 epochs, up
     to six standard errors: J_c is 25 - 10 sqrt(2 / pi) where steps are normal, as far above elsewhere, the
@@ -619,6 +754,21 @@ def test_a_margin_that_noise_has_chosen_is_too_wide(tmp_path, capsys):
     thinned = {name: values[1::2] for name, values in columns.items()}
     with pytest.raises(SystemExit, match="not the rows of all its epochs"):
         margins.main([str(write_run(tmp_path / "c", thinned, made_up(0)[1]))])
+
+
+def test_runs_of_other_options_are_no_seeds_and_that_is_said(tmp_path, capsys):
+    """Seed 0 with beta 0.5 and seed 1 with 0.9, of one experiment: named, with the option. Control: more
+    steps, other workers, another unsafe policy, or an option that one of them has not, are no difference."""
+    for kind, more in (("other", {"beta": 0.9}),
+                       ("same", {"total_steps": 9, "workers": 2, "unsafe": "b", "pid": [1, 0, 0]})):
+        for seed in range(2):
+            columns, about = made_up(seed)
+            about["config"] |= {"beta": 0.5, "total_steps": 8, "workers": 1, "unsafe": "a"}
+            about["config"] |= more if seed else {}
+            write_run(tmp_path / f"{kind}/here/A-v0/sbtrpo/seed-{seed}", columns, about)
+        report.grouped(report.find([str(tmp_path / kind)]))
+        said = capsys.readouterr().err
+        assert said == ("sbtrpo on A-v0: its runs differ in beta.\n" if kind == "other" else "")
 
 
 def test_limits_that_differ_have_no_common_regret(tmp_path, capsys):
@@ -661,6 +811,20 @@ def test_scores_over_tasks_are_normalised_for_each(tmp_path, capsys):
         report.main([str(tmp_path / "out"), *options])
         said = capsys.readouterr().err
         assert f"return: left out of the profiles, that of r on A-v0 being {value:.3g}" in said
+
+
+def test_a_report_without_a_score_over_its_tasks_ends_with_what_it_has(tmp_path, capsys, monkeypatch):
+    """Two tasks, the reference's return below 0, no cost to be divided by: no table over tasks, nor a
+    picture of profiles; all else is there."""
+    monkeypatch.setattr(report, "save", lambda figure, path: print(path))
+    columns = {"Train/TotalSteps": [1000, 2000], "Metrics/EpRet": [0.0, -1.0], "Metrics/EpCost": [50, 20]}
+    for task in "AB":
+        config = {"task": task, "experiment": "", "seed": 0, "cost_limit": 0}
+        write_run(tmp_path / f"runs/{task}/x/seed-0", columns, config)
+    report.main([str(tmp_path / "out"), str(tmp_path / "runs"), "--reference", "x"])
+    output = capsys.readouterr().out
+    assert output.count("### ") == 2 and "Over" not in output and "profiles.png" not in output
+    assert output.splitlines()[-1].startswith("Interquartile means")
 
 
 def test_curves_begin_where_all_seeds_have_an_epoch():

@@ -20,7 +20,8 @@ cost_NAME    the same of a cost that the run's --costs names, whose sum is cost 
 safety       an episode is safe if its cost is 0                                share of the episodes
 safe reward  the return of a safe episode, and 0 for any other one              mean over episodes
 goals        steps of a safe episode with info["goal_met"], as Safety           mean over safe episodes
-             Gymnasium's Goal, Button and Push say; other tasks have 0
+             Gymnasium's Goal, Button, Push and Race say; where no
+             environment says anything of it there are none
 
 Intervals are at 95%: the percentile bootstrap for means (5,000 resamples), Wilson's for the share. The mean
 of one episode has none, and of no safe episode there is no mean. After several runs of one folder come the
@@ -37,7 +38,7 @@ second.
 """
 
 import argparse, ctypes.util, importlib, importlib.metadata, itertools, json, multiprocessing, os, random
-import sys, threading
+import re, sys, threading
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 
@@ -53,16 +54,22 @@ POLICIES = ("sampled", "deterministic")
 
 
 class Goals(gymnasium.Wrapper):
-    """Counts the goals of an episode."""
+    """Counts the goals of an episode; NaN where the environment says nothing of any."""
 
     def reset(self, **options):
-        self.count = 0
+        self.count = np.nan
         return self.env.reset(**options)
 
     def step(self, action):
         values = self.env.step(action)
-        self.count += bool(values[-1].get("goal_met"))
+        if "goal_met" in values[-1]:
+            self.count = np.nan_to_num(self.count) + bool(values[-1]["goal_met"])
         return values
+
+
+def has_goals(task: str) -> bool:
+    """Of Safety Gymnasium's tasks: these say nothing until a goal is met."""
+    return re.search(r"(Goal|Button|Push|Race)\d", task) is not None
 
 
 def play(algorithm, env, actor, key: tuple, deterministic: bool, noise: float, watch=lambda: None, costs=()):
@@ -111,18 +118,20 @@ def load(run: Path) -> tuple:
     """(algorithm, config, state, actor) of a run, given its folder."""
     from report import ALGORITHMS, algorithm_of
     try:
-        about = dict(json.loads((run / "config.json").read_text()))
-    except FileNotFoundError:
+        about = json.loads((run / "config.json").read_text())
+    except (FileNotFoundError, NotADirectoryError):
         sys.exit(f"{run} holds no run: there is no config.json in it.")
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"{run}/config.json cannot be read: {error}")
+    if not isinstance(about, dict):
+        sys.exit(f"{run}/config.json is not that of a run: it has no names of options.")
     if (name := algorithm_of(run, about)) not in ALGORITHMS:
         sys.exit(f"{run}: neither its config.json nor its path names one of {', '.join(ALGORITHMS)}.")
     algorithm = importlib.import_module(name)
     try:
         config, state = algorithm.load_run(run)
-    except algorithm.Failure:
-        sys.exit(f"{run} holds no checkpoint that {name}.py can read.")
+    except algorithm.Failure as error:
+        sys.exit(str(error))
     return algorithm, config, state, algorithm.make_actor(state)
 
 
@@ -150,11 +159,10 @@ def writable(path: Path) -> None:
 
 def mean_interval(values: np.ndarray) -> tuple[float, float] | tuple[None, None]:
     """95% percentile bootstrap interval of the mean; a single value has none, nor has no value."""
+    from report import interval
     if len(values) <= 1:
         return None, None
-    rng = np.random.default_rng(0)
-    means = [rng.choice(values, len(values)).mean() for _ in range(5000)]
-    low, high = np.percentile(means, [2.5, 97.5])
+    low, high = interval([values], np.mean, 5000)
     return float(low), float(high)
 
 
@@ -165,16 +173,17 @@ def share_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, 
     return max(0.0, float(centre * (middle - half))), min(1.0, float(centre * (middle + half)))
 
 
-def summary(totals: np.ndarray, names: tuple = ()) -> dict:
-    """{metric: (mean, low, high)} of (n, 3 + names) returns, costs, goals, and named costs; the mean of no
-    goals is None."""
+def summary(totals: np.ndarray, names: tuple = (), has_goals: bool = False) -> dict:
+    """{metric: (mean, low, high)} of (n, 3 + names) returns, costs, goals, and named costs. The mean of goals
+    is None where no episode is safe, and where there are none, by the task or by any episode."""
     returns, costs, goals, *named = totals.T
     safe = costs == 0
     result = {"safety": (float(safe.mean()), *share_interval(int(safe.sum()), len(safe)))}
     for name, values in (("return", returns), ("cost", costs), ("safe reward", returns * safe)):
         result[name] = (float(values.mean()), *mean_interval(values))
-    mean = float(goals[safe].mean()) if safe.any() else None
-    result["goals"] = (mean, *mean_interval(goals[safe]))
+    there = has_goals or np.isfinite(goals).any()
+    counted = np.nan_to_num(goals[safe]) if there else np.array([])
+    result["goals"] = (float(counted.mean()) if len(counted) else None, *mean_interval(counted))
     parts = {f"cost_{name}": (float(x.mean()), *mean_interval(x)) for name, x in zip(names, named)}
     return {name: result[name] for name in METRICS} | parts
 
@@ -190,7 +199,8 @@ def evaluate(executor, loaded: tuple, options: argparse.Namespace, noise: float)
                                    policy == "deterministic", noise, tuple(config.costs))
                    for index in range(options.episodes)]
         bar = tqdm(futures, policy, unit="episode", leave=False, disable=not sys.stderr.isatty())
-        result[policy] = summary(np.array([future.result() for future in bar]), config.costs)
+        totals = np.array([future.result() for future in bar])
+        result[policy] = summary(totals, config.costs, has_goals(config.task))
     return result
 
 
@@ -302,7 +312,7 @@ def robustness(path: Path, judged: dict) -> None:
     """Return and cost over action noise, from {noise: {"runs": ..., "over_runs": ...}}."""
     from report import COLOURS, save
     from matplotlib.figure import Figure
-    figure, noises = Figure(figsize=(11, 4.2), layout="constrained"), list(judged)
+    figure, noises = Figure(figsize=(11, 4.2), layout="constrained"), sorted(judged)
     first = next(iter(judged.values()))
     folders = {str(Path(run).parent): run for run in first["runs"]}
     for axis, metric in zip(figure.subplots(1, 2), ("return", "cost")):
@@ -340,7 +350,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     for wrong, text in ((options.episodes < 1, "--episodes must be at least 1"),
                         (options.workers < 1, "--workers must be at least 1"),
                         (options.seed < 0, "--seed must not be negative"),
-                        (min(noises) < 0 or max(noises) > 1, "--action-noise must be between 0 and 1"),
+                        (not all(0 <= p <= 1 for p in noises), "--action-noise must be between 0 and 1"),
                         (options.figure and len(noises) < 2, "--figure needs several --action-noise"),
                         (options.figure and options.figure.suffix[1:] not in ("png", "pdf", "svg"),
                          "--figure writes a .png, .pdf or .svg"),
@@ -353,7 +363,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
-    runs = {str(run): load(run) for run in folders(options.runs)}
+    try:
+        runs = {str(run): load(run) for run in folders(options.runs)}
+    except KeyboardInterrupt:
+        sys.exit("interrupted; nothing was written")
     if options.figure and len({config.task for _, config, *_ in runs.values()}) > 1:
         sys.exit("--figure takes runs of one task.")
     for path in filter(None, (options.video, options.figure, options.output)):

@@ -25,11 +25,12 @@ project's runs is named after its algorithm. What a run has not logged is left o
     profiles.png      share of runs beyond a score, over the score, for the tasks that all labels have
 
 Lines and numbers are interquartile means over seeds, the mean of what is left after a quarter of the seeds,
-rounded down, is cut off at either end: with 3 seeds nothing is. Bands and [brackets] are 95% percentile
-intervals of the stratified bootstrap: seeds are drawn again, within each task; where there are more than 6
-labels, pictures show none. Both are those of Agarwal et al. (2021), Deep Reinforcement Learning at the Edge
-of the Statistical Precipice, and of their library rliable, with which the tests compare. From 3 or 5 seeds
-such intervals are too narrow; of one there is none.
+rounded down, is cut off at either end: with 3 seeds nothing is. Over tasks each counts alike, whatever its
+number of seeds. Bands and [brackets] are 95% percentile intervals of the stratified bootstrap: seeds are
+drawn again, within each task; where there are more than 6 labels, pictures show none. Both are those of
+Agarwal et al. (2021), Deep Reinforcement Learning at the Edge of the Statistical Precipice, and of their
+library rliable, with which the tests compare. From 3 or 5 seeds such intervals are too narrow; of one there
+is none.
 
 Final numbers are means over the epochs of the last tenth of the steps that all seeds of a label have come to
 (or of --steps). The cost regret is the integral of max(0, cost - limit) over the steps, by epochs, in cost
@@ -42,7 +43,7 @@ Scores over several tasks are normalised for each: a return is 0 for the lowest 
 one of all runs, or is divided by the interquartile mean of the label --reference; a cost, by its limit.
 """
 
-import argparse, csv, json, os, re, sys
+import argparse, csv, json, math, os, re, sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,6 +60,7 @@ METRICS = "return", "cost", "safety probability", "safe reward", "cost regret"
 MARKERS, LINES = "os^DvPX<>*", ("-", "--", ":", "-.")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito: for all eyes
 GREY = "#444444"
+FREE = {"task", "experiment", "preset", "seed", "total_steps", "workers", "scheduler", "unsafe"}  # of seeds
 MOST_BANDS = 6  # with more labels, only their lines are drawn
 matplotlib.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
                             "axes.grid": True, "grid.color": "#e6e6e6", "axes.axisbelow": True,
@@ -76,6 +78,7 @@ class Run(NamedTuple):
     limit: float | None  # of the cost per episode
     steps: np.ndarray  # at the end of each epoch
     columns: dict  # {metric: (epochs,)}
+    options: dict  # of a run of ours, those that make it another thing than a seed
 
 
 # runs
@@ -134,14 +137,22 @@ def find(texts: list[str]) -> list[Run]:
 
 
 def progress_of(folder: Path) -> str:
-    """Its progress.csv; where studies/keep.py has left out rows of that, the whole one in its checkpoint."""
+    """Its progress.csv; where studies/keep.py has left out rows of that, the whole one in its checkpoint.
+    A checkpoint that has not come as far is that of an earlier run."""
     text = (folder / "progress.csv").read_text()
     try:
         with np.load(folder / "checkpoint.npz") as state:
             whole = state["progress"].item().decode()
     except Exception:  # there is none, or it is damaged, in one of many ways
         return text
-    return max(text, whole, key=len)
+    return text if last_epoch(text) > last_epoch(whole) else whole
+
+
+def last_epoch(text: str) -> int:
+    """Of a progress.csv of ours, whose first column is the epoch; its last row may be torn."""
+    head, *rows = text.splitlines() or [""]
+    whole = [row for row in rows if row.count(",") == head.count(",")]
+    return int(whole[-1].split(",")[0]) if whole else -1
 
 
 def read(folder: Path, label: str) -> Run | str:
@@ -171,7 +182,8 @@ def read(folder: Path, label: str) -> Run | str:
     limit = config.get("cost_limit")  # of several budgets, the sum
     limit = None if limit is None else float(np.sum(limit))
     return Run(folder, str(config.get("task", task)), algorithm, str(config.get("experiment", experiment)),
-               label, str(config.get("seed", folder.name)), limit, steps, columns)
+               label, str(config.get("seed", folder.name)), limit, steps, columns,
+               {name: config[name] for name in config if "config" in about and name not in FREE})
 
 
 def angle(change: np.ndarray, best: np.ndarray, kl: np.ndarray, delta: float) -> np.ndarray:
@@ -189,8 +201,12 @@ def angles_of(folder: Path, rows: list[dict], config: dict) -> dict:
         return {}
     delta = config["delta"]
     if config.get("official_units"):  # the release's delta is for the mean over action dimensions
-        with np.load(folder / "checkpoint.npz") as state:
-            delta *= 1 if state["discrete"] else int(state["sizes"][-1])
+        try:
+            with np.load(folder / "checkpoint.npz") as state:
+                delta *= 1 if state["discrete"] else int(state["sizes"][-1])
+        except Exception:  # there is none, or it is damaged, in one of many ways
+            note(f"{folder}: its angles are left out, for no checkpoint.npz says how many actions it has.")
+            return {}
     values = {name: np.array([float(row[f"Misc/{name}"]) for row in rows])
               for name in ("reward_change", "best_reward", "cost_change", "best_cost", "kl")}
     gain, saving, kl = values["reward_change"], -values["cost_change"], values["kl"]
@@ -217,9 +233,20 @@ def grouped(runs: list[Run]) -> dict[str, dict[str, list[Run]]]:
         else:
             seeds.append(run)
     note_left_out(left_out)
+    note_different(tasks)
     labels = sorted({label for groups in tasks.values() for label in groups})
     return {task: {label: tasks[task][label] for label in labels if label in tasks[task]}
             for task in sorted(tasks)}
+
+
+def note_different(tasks: dict[str, dict[str, list[Run]]]) -> None:
+    """Where runs of one label are no seeds of one thing: they have other options, as far as all know them."""
+    for task, groups in tasks.items():
+        for label, runs in groups.items():
+            first = runs[0].options
+            if names := [name for name in first if all(name in run.options for run in runs)
+                         and any(run.options[name] != first[name] for run in runs)]:
+                note(f"{label} on {task}: its runs differ in {', '.join(names)}.")
 
 
 def with_regret(groups: dict[str, list[Run]], limit: float | None, task: str) -> tuple[float | None, dict]:
@@ -274,8 +301,14 @@ def interval(strata: list[np.ndarray], statistic=iqm, repetitions: int = 2000) -
     each task are drawn with replacement, as many as there are. NaN where there is no task with two runs."""
     rng = np.random.default_rng(0)
     draws = [runs[rng.integers(len(runs), size=(repetitions, len(runs)))] for runs in strata]
-    ends = np.quantile(statistic(np.concatenate(draws, axis=1), axis=1), [0.025, 0.975], axis=0)
+    ends = np.quantile(statistic(pooled(draws, axis=1), axis=1), [0.025, 0.975], axis=0)
     return ends if max(map(len, strata)) > 1 else np.full_like(ends, np.nan)
+
+
+def pooled(strata: list[np.ndarray], axis: int = 0) -> np.ndarray:
+    """The runs of all tasks, each as often as makes the tasks count alike, whatever their numbers of runs."""
+    most = math.lcm(*(runs.shape[axis] for runs in strata))
+    return np.concatenate([np.repeat(runs, most // runs.shape[axis], axis) for runs in strata], axis)
 
 
 def final(runs: list[Run], metric: str) -> np.ndarray:
@@ -289,9 +322,12 @@ def final(runs: list[Run], metric: str) -> np.ndarray:
 
 
 def front(worse: np.ndarray, better: np.ndarray) -> list[int]:
-    """Indices of the Pareto front, of least `worse` and most `better`, from the least `worse` on."""
+    """Indices of the Pareto front, of least `worse` and most `better`, from the least `worse` on. A NaN is on
+    no front."""
     indices: list[int] = []
     for i in np.lexsort((-better, worse)):
+        if np.isnan(worse[i] + better[i]):
+            continue
         if not indices or better[i] > better[indices[-1]]:
             indices.append(int(i))
     return indices
@@ -309,8 +345,10 @@ def styles(labels: list[str]) -> dict[str, dict]:
 
 def legend(figure: Figure, axis) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    columns = int(11 * figure.get_figwidth() / (max(map(len, labels)) + 6))  # 11 letters an inch
-    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, columns), fontsize=10)
+    columns = max(1, int(11 * figure.get_figwidth() / (max(map(len, labels)) + 6)))  # 11 letters an inch
+    more = max(0, -(-len(labels) // columns) - 2)  # rows for which the figure has no room
+    figure.set_figheight(figure.get_figheight() + 0.21 * more)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=10)
 
 
 def smooth(steps: np.ndarray, values: np.ndarray, at: np.ndarray, window: float) -> np.ndarray:
@@ -417,12 +455,11 @@ def scatter(path: Path, task: str, groups: dict, style: dict, limit: float | Non
 def angles(path: Path, task: str, groups: dict, style: dict) -> str:
     """The picture, and its medians and shares as a table; both of all epochs of all seeds."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    lines = [["", "epochs"], ["---", "---"]]
+    head, lines = ["", "epochs"], []
     pools = {label: {which: np.concatenate([run.columns[f"{which} angle"] for run in runs])
                      for which in ("reward", "cost")} for label, runs in groups.items()}
     for axis, which in zip(figure.subplots(1, 2), ("reward", "cost")):
-        lines[0] += [f"median angle with the best {which} step", "share beyond 90°"]
-        lines[1] += ["---", "---"]
+        head += [f"median angle with the best {which} step", "share beyond 90°"]
         for label, pool in pools.items():
             known = pool[which][np.isfinite(pool[which])]
             share, edges = np.histogram(known, np.arange(0, 181, 5))
@@ -439,7 +476,7 @@ def angles(path: Path, task: str, groups: dict, style: dict) -> str:
     legend(figure, figure.axes[0])
     figure.suptitle(task, fontsize=13)
     save(figure, path)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return joined(head, lines)
 
 
 def scores(tasks: dict, limits: dict, metric: str, reference: str | None) -> tuple[str, dict] | None:
@@ -481,10 +518,11 @@ def profiles(path: Path, every: dict, style: dict, tasks: int) -> None:
                       for runs in strata]
             line = {name: style[label][name] for name in ("color", "linestyle")}
             runs = sum(map(len, strata))
-            share = np.concatenate(beyond).mean(0)
+            share = pooled(beyond).mean(0)
             axis.step(tau, share, where="post", label=named(label, runs, "run"), **line)
             if len(values) <= MOST_BANDS:
-                low, high = interval(beyond, np.mean)
+                bands = [interval(list(at), np.mean) for at in zip(*(runs.T for runs in beyond))]  # one a tau
+                low, high = np.transpose(bands)
                 axis.fill_between(tau, low, high, step="post", color=line["color"], alpha=0.12, linewidth=0)
         axis.set(xlabel=rf"{what}, $\tau$", ylim=(-0.02, 1.02),
                  ylabel=f"share of runs {'at or below' if metric == 'cost' else 'above'} $\\tau$")
@@ -508,9 +546,14 @@ def number(x: float) -> str:
     return "–" if np.isnan(x) else f"{x:,.{digits}f}"
 
 
+def joined(head: list[str], lines: list[list[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
+
+
 def cell(strata: list[np.ndarray]) -> str:
     low, high = interval(strata)
-    mean = number(float(iqm(np.concatenate(strata))))
+    mean = number(float(iqm(pooled(strata))))
     return mean if np.isnan(low) else f"{mean} [{number(low)}, {number(high)}]"
 
 
@@ -519,22 +562,21 @@ def table(groups: dict[str, list[Run]]) -> str:
     shown = [name for name in (*METRICS, "hours") if any(have(runs, name) for runs in groups.values())]
     means = np.array([[iqm(final(runs, name)) for name in ("cost", "return")] for runs in groups.values()])
     stars = [list(groups)[i] for i in front(*means.T)]
-    lines = [["", "seeds", "steps", *shown], ["---"] * (3 + len(shown))]
+    lines = []
     for label, runs in groups.items():
         cells = [(cell([final(runs, name)]) if name != "hours" else number(final(runs, name).mean()))
                  if have(runs, name) else "–" for name in shown]
         lines.append([label + " \\*" * (label in stars), str(len(runs)), f"{runs[0].steps[-1]:,}", *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return joined(["", "seeds", "steps", *shown], lines)
 
 
 def aggregate(every: dict) -> str:
     """Interquartile means over tasks and seeds, stratified by task."""
-    first = next(iter(every.values()))[1]
-    lines = [["", "runs", *(what for what, _ in every.values())], ["---"] * (2 + len(every))]
+    first, lines = next(iter(every.values()))[1], []
     for label, strata in first.items():
         cells = [cell(values[label]) for _, values in every.values()]
         lines.append([label, str(sum(map(len, strata))), *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return joined(["", "runs", *(what for what, _ in every.values())], lines)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -590,7 +632,7 @@ def main(argv: list[str] | None = None) -> None:
              if common and (found := scores(common, limits, metric, options.reference))}
     if every:
         profiles(options.out / "profiles.png", every, style, len(common))
-    if len(common) > 1:
+    if len(common) > 1 and every:
         print(f"\n### Over {len(common)} tasks\n\n{aggregate(every)}\n")
     print("Interquartile means over seeds of the last tenth of training, with 95% stratified bootstrap "
           "intervals; hours are means; \\* marks the Pareto front of cost and return.")

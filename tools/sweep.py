@@ -29,7 +29,8 @@ experiment is named after its options, all but task, seed and total steps: circl
 
 The runs are spread over a Dask cluster: --parallel processes on this machine, or the one at --scheduler,
 whose workers need the same packages and see this folder. A run that has all its steps is skipped, one that
-was interrupted is resumed, one that fails is tried once more and then reported. However a sweep ends, its
+was interrupted is resumed, one that fails is tried once more and then reported; one that is there with other
+options, or damaged, is refused. However a sweep ends, its
 runs end with it, and the same command goes on from their last epochs.
 
 Two processes never write into one folder. A run holds a lock on its folder as long as it lives, and the
@@ -106,17 +107,21 @@ def make_run(algorithm: str, experiment: str, options: dict[str, str]) -> Run:
     """Raises Mistake if the script would not take the options."""
     module = importlib.import_module(algorithm)
     fields = {field.name: field for field in dataclasses.fields(module.Config) if field.name not in OURS}
+    if of_sweep := [name for name in ("workers", "parallel", "scheduler") if name in options]:
+        raise Mistake(f"--{of_sweep[0]} is an option of the sweep: give it on the command line.")
     if unknown := [name for name in options if name not in fields]:
         raise Mistake(f"{algorithm}.py has no option --{unknown[0].replace('_', '-')}.")
     if "unsafe" in options:  # a run has one name, that of its folder
         options = {**options, "unsafe": str(module.run_folder(options["unsafe"]))}
     try:
         values = {name: value_of(fields[name], options[name]) for name in fields if name in options}
-        config = module.Config(**{**module.PRESETS.get(values.get("preset"), {}), **values})
+        named = [name for name in values if name not in UNNAMED]
+        parts = [f"{name.replace('_', '-')}-{name_of(values[name])}" for name in named]
+        experiment = "_".join([experiment, *parts])
+        preset = module.PRESETS.get(values.get("preset"), {})
+        config = module.Config(**{**preset, **values, "experiment": experiment})
     except module.Failure as error:
         raise Mistake(str(error)) from None
-    named = [f"{name.replace('_', '-')}-{name_of(values[name])}" for name in values if name not in UNNAMED]
-    experiment = "_".join([experiment, *named])
     words = [word for name in values for word in ("--" + name.replace("_", "-"), *(
         options[name].split(",") if fields[name].type is tuple or name == "cost_limit"
         else [options[name]]))]
@@ -136,8 +141,6 @@ def expand(grid: dict[str, list[str]]) -> list[Run]:
         algorithm, experiment = options.pop("algorithm", "sbtrpo"), options.pop("experiment", "sweep")
         if algorithm not in ALGORITHMS:
             raise Mistake(f"the algorithm is {algorithm!r} but needs to be one of {', '.join(ALGORITHMS)}.")
-        if re.search(r"[^\w.-]", experiment):
-            raise Mistake(f"the experiment {experiment!r} may have letters, digits, and _ . - in it only.")
         runs.append(make_run(algorithm, experiment, options))
     return runs
 
@@ -241,8 +244,9 @@ def locked(file) -> bool:
 
 
 def summary(run: Run, home: str, outcome: str, seconds: float, said: str = "") -> dict:
-    """What the table says of a run; means are over the last tenth of the epochs."""
+    """What the table says of a run up to its total steps; means are over the last tenth of the epochs."""
     table = rows(Path(home, run.folder, "progress.csv"))
+    table = table[: 1 + sum(int(row["Train/TotalSteps"]) < run.lengths[""] for row in table)]
     last = table[-max(1, len(table) // 10):]
     means = {name: sum(float(row[f"Metrics/{name}"]) for row in last) / len(last)
              for name in METRICS if last}
@@ -276,8 +280,8 @@ def train(run: Run, root: str, home: str, workers: int, topic: str) -> dict:
             time.sleep(0.2)
         try:
             before = in_checkpoint(run, home)
-        except Exception as error:  # a damaged run, or another one
-            return summary(run, home, "failed", 0.0, str(error))
+        except Exception as error:  # a damaged run, or another one: it will be the same once more
+            return summary(run, home, "refused", 0.0, str(error))
         total = run.lengths[""]
         if before is not None and before >= total:
             return summary(run, home, "skipped", 0.0)
@@ -403,9 +407,9 @@ def main(argv: list[str] | None = None) -> int:
         os._exit(1)  # as kill -9 would: workers end with their parent, and runs with their worker
     print(table(runs, results))
     for folder, result in results.items():
-        if result["outcome"] == "failed":
-            print(f"\n{folder} failed: {result['said']}", file=sys.stderr)
-    return int(any(result["outcome"] == "failed" for result in results.values()))
+        if result["outcome"] in ("failed", "refused"):
+            print(f"\n{folder} {result['outcome']}: {result['said']}", file=sys.stderr)
+    return int(any(result["outcome"] in ("failed", "refused") for result in results.values()))
 
 
 if __name__ == "__main__":
