@@ -26,7 +26,7 @@ from pages import fill
 from report import progress_of
 from table import ANT, CIRCLE, GOAL, HOPPER, joined
 
-FOLDERS = {25: "strpo-{}-exact", 0: "development-strpo-{}-limit-0-1M"}  # of each budget
+FOLDERS = {25: "strpo-{}-exact", 0: "*strpo-{}-limit-0-1M"}  # of each budget
 HEAD = ["task", "budget", "seed", "epochs", "it binds in", "after 1.5M steps", "at [nats]",
         "gain kept there: mean", "least", "rise elsewhere [nats a step]: mean"]
 
@@ -48,7 +48,7 @@ def table() -> str:
     lines = []
     for budget, name in FOLDERS.items():
         for task in CIRCLE, GOAL, HOPPER, ANT:
-            for folder in sorted((ROOT / "results" / name.format(task)).glob("seed-*")):
+            for folder in sorted((ROOT / "results").glob(f"{name.format(task)}/seed-*")):
                 lines.append([task, str(budget), folder.name.removeprefix("seed-"), *cells(folder)])
     return joined(HEAD, lines)
 

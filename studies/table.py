@@ -76,7 +76,9 @@ SWEPT = {  # by studies/table_*.toml, as far as they have run: {end of the folde
                 "paper-20M": "--preset paper"},
     "C-TRPO": {"paper": "--preset paper", "paper-limit-0": "--preset paper --cost-limit 0",
                "paper-limit-15": "--preset paper --cost-limit 15"},
-    "sTRPO": {"exclusion-none-limit-0": "--initial-std 1 --exclusion none --cost-limit 0"}}
+    "sTRPO": {"exclusion-none-limit-0": "--initial-std 1 --exclusion none --cost-limit 0",
+              "limit-0-1M": "--initial-std 1 --cost-limit 0",
+              "limit-0-exclusion-none-1M": "--initial-std 1 --cost-limit 0 --exclusion none"}}
 FEW = [("SB-TRPO", CIRCLE2, "safe"), ("SB-TRPO", SWIMMER, "safe"), ("C-TRPO", HOPPER, "paper"),
        ("C-TRPO", ANT, "paper"), ("C-TRPO", POINT, "paper"), ("sTRPO", HOPPER, "exact")]  # README's rows
 SETTINGS = {  # what was tried on development tasks, beside what; {end of the folder: options}
