@@ -168,12 +168,16 @@ def draw_angles() -> None:
     save(figure, ROOT / "figures" / "angles.png")
 
 
+def tables() -> dict[str, str]:
+    """What stands in the page, by name."""
+    return {"rivals": table(), "fresh episodes": fresh(), "angles": angles(), "line search": searched()}
+
+
 def main(argv: list[str] | None = None) -> None:
     argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0]).parse_args(argv)
     draw()
     draw_angles()
-    fill("rivals.py", {"rivals": table(), "fresh episodes": fresh(), "angles": angles(),
-                       "line search": searched()})
+    fill("rivals.py", tables())
 
 
 if __name__ == "__main__":

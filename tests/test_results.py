@@ -357,8 +357,7 @@ def test_the_release_pays_for_actions_beyond_their_bounds(monkeypatch):
 
 
 def test_tables_beside_rivals_are_those_of_the_runs():
-    tables = {"rivals": rivals.table(), "fresh episodes": rivals.fresh(), "angles": rivals.angles()}
-    in_pages("rivals.py", tables)
+    in_pages("rivals.py", rivals.tables())
 
 
 def test_table_of_the_exclusion_is_that_of_the_runs():
