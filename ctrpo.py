@@ -1235,7 +1235,7 @@ def main(argv=None):
     except (Failure, OSError, ImportError, KeyboardInterrupt) as error:
         saved = "\nWhat was saved is whole" if run else ""
         if run and not isinstance(error, Diverged):
-            saved += f": --resume {run} goes on from there; other options take a new --experiment"
+            saved += f". Other options take a new --experiment; else go on with --resume {run}"
         print(f"{str(error) or 'interrupted'}{saved}", file=sys.stderr)
         return 1
 

@@ -60,7 +60,7 @@ def measured(task: str) -> tuple[str, dict[str, list[str]]]:
             algorithm, about, state, actor = load(run)
             start, end = divergence(algorithm.make_actor(algorithm.initial_state(about))), divergence(actor)
             std = np.exp(strpo.unflatten(actor.theta, actor.policy.sizes)[1])
-            excludes = getattr(about, "exclusion", "none") != "none"
+            excludes = getattr(about, "stage", "") == "safe" and about.exclusion != "none"
             lines.append([f"{run.parent.name}/{run.name}", f"{state['steps']:,}", start, end,
                           f"{std.min():.3g} to {std.max():.3g}", share_changed(state) if excludes else ""])
             found.setdefault("before training", []).append(start)
