@@ -751,7 +751,8 @@ def make_executor(config):
             config.workers, initializer=guard_worker, initargs=(os.getpid(),))
     from distributed import Client
 
-    logging.getLogger("distributed.client").setLevel("CRITICAL")  # collect says what was lost
+    for name in ("client", "batched"):  # collect says what was lost
+        logging.getLogger(f"distributed.{name}").setLevel("CRITICAL")
     client = Client(config.scheduler)
     client.upload_file(__file__)
     return client.get_executor()
