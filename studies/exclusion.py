@@ -35,10 +35,8 @@ HEAD = ["run", "steps", "KL(unsafe, policy) at the start", "at the end", "std at
 
 
 def share_changed(state: dict) -> str:
-    """Of a run's epochs; empty for one that excludes nothing."""
+    """Of the epochs of a run that excludes."""
     rows = list(csv.DictReader(state["progress"].decode().splitlines()))
-    if "Misc/lambda_2" not in rows[0]:
-        return ""
     changed = [float(row["Misc/lambda_2"]) > 0 or row["Misc/stopped_by"] == "exclusion" for row in rows]
     return f"{np.mean(changed):.1%}"
 

@@ -147,6 +147,17 @@ def test_policy_gradient_weighs_the_scores(policy):
     check("policy gradient = central differences", worst, at_most=1e-7)
 
 
+def test_share_kept_of_rough_solves_is_no_praise(monkeypatch):
+    """Two solutions that make a cosine of -3: 2 c / (1 + c) would be 3, more than all. Control: of 1/2."""
+    monkeypatch.setattr(sbtrpo, "fisher_product", lambda *arguments: None)
+    one, ones = np.array([1.0, 0.0]), np.ones(2)
+    for across, kept in ((-3.0, -math.inf), (0.5, 2 / 3)):
+        monkeypatch.setattr(sbtrpo, "conjugate_gradients", lambda product, g, iterations, across=across: (
+            np.where(g == 1, 1.0, across), 0.0))
+        assert pytest.approx(kept) == sbtrpo.share_kept(
+            sbtrpo.Config(), None, None, np.zeros((2, 1)), lambda weights: one, np.ones(2, int), ones, ones)
+
+
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_kept_is_of_the_cosine_of_two_halves(policy):
     """2 c / (1 + c), with c the cosine of the gradients of every other episode and of the rest in the metric
