@@ -182,19 +182,19 @@ def train(config, run, state):
             collected, metrics = time.perf_counter(), episode_metrics(episodes, config.costs)
 
             batch = make_batch(episodes, actor)  # n steps: observations (n, size), actions (n, d)
-            rewards, costs, fits = estimate_advantages(config, batch, state)  # A_r, A_c: (n,)
+            reward_advantages, cost_advantages, fits = estimate_advantages(config, batch, state)
             critics = in_workers(executor, fits)  # while the policy is updated here
             unit = 1 / (1 - config.discount) if config.official_units else metrics["EpLen"]
-            costs = unit * costs  # per step -> per episode (the release: discounted)
+            cost_advantages *= unit  # per step -> per episode (the release: discounted)
             totals, limit = episode_costs(config, episodes)  # cost of each episode, (episodes,); b
             before = np.reshape(state["recent_costs"], (*limit.shape, -1))  # a row for each budget
             average = functools.partial(windowed_cost, window=config.cost_window)
             mean_cost, recent = per_budget(average, totals, before)
             threshold = limit * np.where(state["recovery"], config.hysteresis, 1.0)
             recovery, margin = mean_cost >= threshold, limit - mean_cost
-            theta, info = update_policy(in_units, actor.policy, state["theta"], batch.observations,
-                                        batch.actions, rewards, costs, margin, recovery,
-                                        batch.lengths)
+            theta, info = update_policy(
+                in_units, actor.policy, state["theta"], batch.observations, batch.actions,
+                reward_advantages, cost_advantages, margin, recovery, batch.lengths)
 
             over = np.maximum(0.0, totals.mean(axis=-1) - limit)  # of this batch, not of the window
             metrics["EpCostRegret"] = state["regret"] + np.sum(over)

@@ -182,13 +182,14 @@ def train(config, run, state):
             collected, metrics = time.perf_counter(), episode_metrics(episodes, config.costs)
 
             batch = make_batch(episodes, actor)  # n steps: observations (n, size), actions (n, d)
-            rewards, costs, fits = estimate_advantages(config, batch, state)  # A_r, A_c: (n,)
+            reward_advantages, cost_advantages, fits = estimate_advantages(config, batch, state)
             critics = in_workers(executor, fits)  # while the policy is updated here
             mean_cost, excess = metrics["EpCost"], None
             if config.cost_limit > 0:  # per step, as the cost gradient is
                 excess = (mean_cost - config.cost_limit) / metrics["EpLen"]
-            theta, info = update_policy(config, actor.policy, state["theta"], batch.observations,
-                                        batch.actions, rewards, costs, excess, batch.lengths)
+            theta, info = update_policy(
+                config, actor.policy, state["theta"], batch.observations, batch.actions,
+                reward_advantages, cost_advantages, excess, batch.lengths)
 
             metrics["EpCostRegret"] = state["regret"] + max(0.0, mean_cost - config.cost_limit)
             state = advance(state, batch, theta, critics(), metrics["EpCostRegret"])

@@ -175,16 +175,15 @@ def improve(config, run, state, unsafe=None):
             collected, metrics = time.perf_counter(), episode_metrics(episodes, config.costs)
 
             batch = make_batch(episodes, actor)  # n steps: observations (n, size), actions (n, d)
-            rewards, costs, fits = estimate_advantages(config, batch, state)  # A_r, A_c: (n,)
+            reward_advantages, cost_advantages, fits = estimate_advantages(config, batch, state)
             totals, limit = episode_costs(config, episodes)  # cost of each episode, (episodes,); b
             mean_cost, exclusion = totals.mean(axis=-1), None
             multiplier, pid = pid_multiplier(state["pid"], mean_cost, limit, config.pid)
             if config.stage == "unsafe":
-                costs, fits = unsafe_advantages(config, batch, state, costs, fits)
+                cost_advantages, fits = unsafe_advantages(
+                    config, batch, state, cost_advantages, fits)
             critics = in_workers(executor, fits)  # while the policy is updated here
-            advantages = cost = standardised(costs)  # what stage 1 raises
-            if config.stage == "safe":  # Eq. 6; --joint 0 leaves the cost out
-                advantages = standardised(rewards) - config.joint * np.dot(multiplier, cost)
+            advantages = joint_advantages(config, reward_advantages, cost_advantages, multiplier)
             if unsafe:
                 exclusion, measured = make_exclusion(config, actor, unsafe, unsafe_raw, batch)
                 constants |= measured
@@ -1064,6 +1063,14 @@ def standardised(advantages):
         return np.array([standardised(row) for row in advantages])
     std = advantages.std()
     return (advantages - advantages.mean()) / std if std > 0 else advantages
+
+def joint_advantages(config, reward_advantages, cost_advantages, multiplier):
+    """Eq. 6, (n,): A_r / std(A_r) - lambda A_c / std(A_c), both less their means; --joint 0 leaves
+    the cost out. Stage 1 raises the cost alone."""
+    cost = standardised(cost_advantages)
+    if config.stage == "unsafe":
+        return cost
+    return standardised(reward_advantages) - config.joint * np.dot(multiplier, cost)
 
 def pid_multiplier(memory, mean_cost, limit, gains, smoothing=0.5):
     """lambda = [K_P P + I + K_D D]+ (Stooke et al. 2020) and the memory (I, smoothed J_c), at first
