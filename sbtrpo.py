@@ -207,7 +207,7 @@ class Diverged(Failure):
     """The policy itself is not finite: to resume would not help."""
 
 WEIGHTS, CRITICS, EPISODE = 2, 3, 4  # purposes of random streams; evaluation has 1
-WARM_UP, UNSAFE = 2**41, 2**40  # first indices of its episodes, of those of sTRPO's unsafe policy
+WARM_UP, UNSAFE = 2**41, 2**40  # first episode of the warm-up, of sTRPO's unsafe policy
 LEAST_STD = 1e-3  # of an observation
 
 THREADS = concurrent.futures.ThreadPoolExecutor(2)  # no bit depends on how many
@@ -518,7 +518,8 @@ def estimate_advantages(config, batch, state):
             estimate = estimate - estimate.mean()
         advantages.append(with_signal(estimate, signals, returns, batch.lengths))
     reward, *costs = advantages
-    return reward, np.array(costs) if np.ndim(config.cost_limit) else costs[0], fits
+    cost = np.array(costs) if np.ndim(config.cost_limit) else costs[0]
+    return reward, cost, fits
 
 # ------------------------------------------------------------------------ 7. episodes
 @functools.lru_cache
@@ -580,10 +581,9 @@ def make_env(task, **rendering):
         spaces.flatdim(env.observation_space)
         env.reset(seed=0)  # the first episode after `make` differs in its last bits
     except (Exception, SystemExit) as error:
-        place = ""
+        text = f"{type(error).__name__}: {error}"
         if isinstance(error, ModuleNotFoundError):
-            place = "; modules are looked for beside this script and on PYTHONPATH"
-        text = f"{type(error).__name__}: {error}{place}"
+            text += "; modules are looked for beside this script and on PYTHONPATH"
         raise Failure(f"--task {task} cannot be made: {text}") from None
     if not spaces.flatdim(env.observation_space):
         raise Failure(f"--task {task} has observations without any number.")
@@ -770,7 +770,7 @@ def collect(executor, config, actor, first, size, attempt=1):
     executor, another one if a worker has died: then all start anew."""
     run = functools.partial(run_episode, config.task, config.seed, actor=actor, costs=config.costs)
     episodes, jobs, planned, steps, length = [], [], first, 0, 1000
-    least = 2 if config.advantage == "time" else 1  # which compares them
+    least = 2 if config.advantage == "time" else 1  # "time" compares episodes
     try:
         while steps < size or len(episodes) < least:
             more = max(math.ceil((size - steps) / length), least - len(episodes))
@@ -780,8 +780,8 @@ def collect(executor, config, actor, first, size, attempt=1):
                 jobs.append(executor.submit(list, map(run, indices)))
                 planned = indices.stop
             episodes += result_of(jobs.pop(0), episode_name(first + len(episodes)))
-            steps = sum(len(episode.costs) for episode in episodes)
-            length = steps / len(episodes)
+            ends = np.cumsum([len(episode.costs) for episode in episodes])
+            steps, length = ends[-1], ends[-1] / len(episodes)
     except BaseException as error:
         stop(executor)  # which the caller does not know, if it is another
         if isinstance(error, concurrent.futures.CancelledError):
@@ -795,7 +795,6 @@ def collect(executor, config, actor, first, size, attempt=1):
         return collect(make_executor(config), config, actor, first, size, attempt + 1)
     for job in jobs:
         job.cancel()
-    ends = np.cumsum([len(episode.costs) for episode in episodes])
     return executor, episodes[: max(least, np.searchsorted(ends, size) + 1)]
 
 def on_one_thread(function):
@@ -808,7 +807,7 @@ def in_workers(executor, functions):
     collect, which needs them as well, will say what is wrong with them."""
     jobs = {}
     with contextlib.suppress(Exception):
-        jobs |= {name: executor.submit(on_one_thread, functions[name]) for name in functions}
+        jobs = {name: executor.submit(on_one_thread, functions[name]) for name in functions}
 
     def result(name):
         try:
@@ -1035,7 +1034,7 @@ class Checked:
                 name = field.name.replace("_", "-")
                 raise Failure(f"--{name} is {value!r} but must be in {rule}.")
         budgets, names = np.size(self.cost_limit), len(self.costs)
-        if np.ndim(self.cost_limit) and budgets != names or len(set(self.costs)) < names:
+        if (np.ndim(self.cost_limit) and budgets != names) or len(set(self.costs)) < names:
             raise Failure(f"--cost-limit has {budgets} values, and --costs {names} names: give one "
                           "for each of them, which differ, or one for their sum.")
         if not re.fullmatch(r"\w[\w.-]*", self.experiment):
