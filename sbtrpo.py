@@ -591,6 +591,11 @@ def make_env(task, **rendering):
         raise Failure(f"--task {task} has actions in {env.action_space}, not in a Box or Discrete.")
     return env
 
+def close(env):
+    """After this nothing is asked of it: a viewer that fails to close, say, ends no run."""
+    with contextlib.suppress(Exception):
+        env.close()
+
 def seed_all(seed):
     """For environments that draw random numbers of their own, made or played."""
     np.random.seed(seed)
@@ -602,7 +607,7 @@ def env_of_thread(task, thread):
     threadpoolctl.threadpool_limits(1, "blas")
     seed_all(0)
     env = make_env(task)
-    multiprocessing.util.Finalize(None, env.close, exitpriority=0)  # before threads are joined
+    multiprocessing.util.Finalize(None, close, [env], exitpriority=0)  # before threads are joined
     return env
 
 def to_action(space, output):
@@ -740,8 +745,9 @@ def make_executor(config):
     """Processes on this machine, or a Dask cluster; both are executors as in concurrent.futures."""
     threadpoolctl.threadpool_limits(1, "blas")  # the same bits wherever, and however started
     if not config.scheduler:
-        return loky.ProcessPoolExecutor(
-            config.workers, initializer=guard_worker, initargs=(os.getpid(),))
+        return loky.ProcessPoolExecutor(  # in each, sets of strings have one order
+            config.workers, initializer=guard_worker, initargs=(os.getpid(),),
+            env={"PYTHONHASHSEED": "0"})
     from distributed import Client
 
     for name in ("client", "batched"):  # collect says what was lost
@@ -836,7 +842,7 @@ def initial_state(config):
             step_cost(env.step(env.action_space.sample())[-1], config.costs)
         except (Exception, SystemExit) as error:  # of the environment, too
             raise Failure(f"{config.task}: {type(error).__name__}: {error}") from None
-    env.close()
+    close(env)
     if env.spec.max_episode_steps is None:
         print(f"{config.task} is registered without max_episode_steps: its episodes have to end by "
               "themselves.", flush=True)
@@ -893,7 +899,7 @@ def advance(state, batch, theta, critics, regret):
 
 def write(path, data, previous=None):
     """Old or new content is there at every moment, whole; the old one stays as `previous`."""
-    new = path.with_suffix(".tmp")
+    new = path.with_name(f"{path.name}.tmp")
     try:
         with open(new, "wb") as file:
             file.write(data)
@@ -983,7 +989,7 @@ def load_policy(run, rng=None):
     config, state = load_run(run_folder(run))
     env, rng = make_env(config.task), None if rng is None else np.random.default_rng(rng)
     act = make_actor(state).acting(rng)
-    env.close()
+    close(env)
 
     def action_for(observation):
         observation = to_vector(env.observation_space, observation)
@@ -1037,6 +1043,8 @@ class Checked:
         if (np.ndim(self.cost_limit) and budgets != names) or len(set(self.costs)) < names:
             raise Failure(f"--cost-limit has {budgets} values, and --costs {names} names: give one "
                           "for each of them, which differ, or one for their sum.")
+        if re.search(r'[,"\r\n]', "".join(self.costs)):
+            raise Failure(f"--costs is {self.costs!r} but must have no comma, quote or new line.")
         if not re.fullmatch(r"\w[\w.-]*", self.experiment):
             raise Failure(f"--experiment is {self.experiment!r} but must be a folder's mere name.")
         if self.batch_steps > self.total_steps:
@@ -1131,7 +1139,7 @@ def open_run(argv):
             parser.error("a resumed run takes only --total-steps, --workers and --scheduler")
         if not (run / "config.json").exists():
             raise Failure(f"{run} holds no run that can be resumed.")
-        if (run.resolve().parent / "config.json").exists():
+        if run.resolve().name == "unsafe" and (run.resolve().parent / "config.json").exists():
             raise Failure(f"{run} is the first stage of {run.resolve().parent}: resume that.")
         lock = own(run)
         config, state = load_run(run)

@@ -35,7 +35,7 @@ Differs from the paper in
  1. (S) solves Eq. 8. `--dual fixed` is the paper's practice, x + lambda_2 y (Eq. 9), which may not.
  2. phi is exact in the actions, over the unsafe policy's own states; `--estimator weights`: Eq. 7.
  3. Backtracking shrinks phi.s too, so the line search looks at KL(unsafe || pi) itself.
- 4. Eq. 8 asks for an increase; `--exclusion level` for KL(unsafe || pi) >= level, the paper's F_k.
+ 4. Eq. 8 asks for an increase; `--exclusion level`: KL(unsafe || pi) is to rise to a level, F_k.
  5. Eq. 4 prints r where the cost is meant. V_CVaR, the mean of the worst fraction alpha of the cost
     to go, comes from quantiles fitted to sampled returns.
  6. Costs may have a budget each, `--costs hazards vases_contact --cost-limit 10 5`: Eq. 6 subtracts
@@ -137,8 +137,8 @@ def update_policy(config, policy, theta, observations, actions, advantages, excl
                               advantages, gradient)
     old = distributions(policy, theta, observations)
     gain, promised = float(gradient @ step), float(away @ step)
-    met = promised >= demand - 1e-9 * abs(demand)  # to first order, up to rounding
-    least = demand if met or demand <= 0 else min(0.0, promised)  # a level that holds is kept
+    due = config.exclusion == "increment" and promised >= demand - 1e-9 * abs(demand)  # rounding
+    least = demand if due or demand <= 0 else min(0.0, promised)  # a level: approached, then kept
 
     def judge(candidate):
         new = distributions(policy, candidate, observations)
@@ -600,6 +600,11 @@ def make_env(task, **rendering):
         raise Failure(f"--task {task} has actions in {env.action_space}, not in a Box or Discrete.")
     return env
 
+def close(env):
+    """After this nothing is asked of it: a viewer that fails to close, say, ends no run."""
+    with contextlib.suppress(Exception):
+        env.close()
+
 def seed_all(seed):
     """For environments that draw random numbers of their own, made or played."""
     np.random.seed(seed)
@@ -611,7 +616,7 @@ def env_of_thread(task, thread):
     threadpoolctl.threadpool_limits(1, "blas")
     seed_all(0)
     env = make_env(task)
-    multiprocessing.util.Finalize(None, env.close, exitpriority=0)  # before threads are joined
+    multiprocessing.util.Finalize(None, close, [env], exitpriority=0)  # before threads are joined
     return env
 
 def to_action(space, output):
@@ -749,8 +754,9 @@ def make_executor(config):
     """Processes on this machine, or a Dask cluster; both are executors as in concurrent.futures."""
     threadpoolctl.threadpool_limits(1, "blas")  # the same bits wherever, and however started
     if not config.scheduler:
-        return loky.ProcessPoolExecutor(
-            config.workers, initializer=guard_worker, initargs=(os.getpid(),))
+        return loky.ProcessPoolExecutor(  # in each, sets of strings have one order
+            config.workers, initializer=guard_worker, initargs=(os.getpid(),),
+            env={"PYTHONHASHSEED": "0"})
     from distributed import Client
 
     for name in ("client", "batched"):  # collect says what was lost
@@ -845,7 +851,7 @@ def initial_state(config):
             step_cost(env.step(env.action_space.sample())[-1], config.costs)
         except (Exception, SystemExit) as error:  # of the environment, too
             raise Failure(f"{config.task}: {type(error).__name__}: {error}") from None
-    env.close()
+    close(env)
     if env.spec.max_episode_steps is None:
         print(f"{config.task} is registered without max_episode_steps: its episodes have to end by "
               "themselves.", flush=True)
@@ -902,7 +908,7 @@ def advance(state, batch, theta, critics, regret):
 
 def write(path, data, previous=None):
     """Old or new content is there at every moment, whole; the old one stays as `previous`."""
-    new = path.with_suffix(".tmp")
+    new = path.with_name(f"{path.name}.tmp")
     try:
         with open(new, "wb") as file:
             file.write(data)
@@ -992,7 +998,7 @@ def load_policy(run, rng=None):
     config, state = load_run(run_folder(run))
     env, rng = make_env(config.task), None if rng is None else np.random.default_rng(rng)
     act = make_actor(state).acting(rng)
-    env.close()
+    close(env)
 
     def action_for(observation):
         observation = to_vector(env.observation_space, observation)
@@ -1046,6 +1052,8 @@ class Checked:
         if (np.ndim(self.cost_limit) and budgets != names) or len(set(self.costs)) < names:
             raise Failure(f"--cost-limit has {budgets} values, and --costs {names} names: give one "
                           "for each of them, which differ, or one for their sum.")
+        if re.search(r'[,"\r\n]', "".join(self.costs)):
+            raise Failure(f"--costs is {self.costs!r} but must have no comma, quote or new line.")
         if not re.fullmatch(r"\w[\w.-]*", self.experiment):
             raise Failure(f"--experiment is {self.experiment!r} but must be a folder's mere name.")
         if self.batch_steps > self.total_steps:
@@ -1295,7 +1303,7 @@ def open_run(argv):
             parser.error("a resumed run takes only --total-steps, --workers and --scheduler")
         if not (run / "config.json").exists():
             raise Failure(f"{run} holds no run that can be resumed.")
-        if (run.resolve().parent / "config.json").exists():
+        if run.resolve().name == "unsafe" and (run.resolve().parent / "config.json").exists():
             raise Failure(f"{run} is the first stage of {run.resolve().parent}: resume that.")
         lock = own(run)
         config, state = load_run(run)

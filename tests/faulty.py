@@ -158,6 +158,13 @@ class Global(Walk):
         return self.x.copy(), {}
 
 
+class CloseRaises(Walk):
+    """A viewer without a display, say."""
+
+    def close(self):
+        raise RuntimeError("the display is gone")
+
+
 class Endless(Walk):
     """An episode that never ends, and does not like to be interrupted."""
 

@@ -228,6 +228,31 @@ def test_environments_with_random_numbers_of_their_own_repeat():
     assert not np.array_equal(first.observations, other.observations)
 
 
+def order_of_a_set():
+    return list({f"object {k}" for k in range(20)})
+
+
+def test_sets_of_strings_have_one_order_in_all_workers():
+    """Python draws the hashes of strings anew in each process: an environment that goes through a set of
+    names would depend on its worker. Control: two processes that nobody has told which hashes to take."""
+    orders = []
+    for _ in range(2):
+        executor = sbtrpo.make_executor(sbtrpo.Config(workers=1))
+        orders.append(executor.submit(order_of_a_set).result())
+        executor.shutdown()
+    assert orders[0] == orders[1]
+    code = "print(list({f'object {k}' for k in range(20)}))"
+    left = {name: value for name, value in os.environ.items() if name != "PYTHONHASHSEED"}
+    told = [subprocess.run([sys.executable, "-c", code], env=left, capture_output=True).stdout
+            for _ in range(2)]
+    assert told[0] != told[1]
+
+
+def test_an_environment_that_fails_to_close_ends_no_run():
+    """It is made for its spaces, and closed before the run begins."""
+    assert episode("CloseRaises").rewards.shape == (50,)
+
+
 # --------------------------------------------------------------------------------------- a run and its folder
 
 def test_a_run_folder_has_one_owner(tmp_path):

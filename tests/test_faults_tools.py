@@ -3,6 +3,8 @@ and nothing left out without a word. Part of `uv run test_updates.py`.
 """
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -210,6 +212,46 @@ def test_the_folder_is_made_and_the_file_tried_before_any_episode(run, tmp_path,
     assert (tmp_path / "file").read_text() == "kept" and not list((tmp_path / "new").iterdir())
 
 
+def test_what_is_judged_is_written_where_a_link_leads_and_a_device_stays_one(tmp_path):
+    """A link stays a link, a file beside it with .tmp for .json is not touched, a pipe gets its text."""
+    (tmp_path / "link.json").symlink_to(tmp_path / "target.json")
+    (tmp_path / "target.tmp").write_text("mine")
+    evaluate.keep(sbtrpo.write, tmp_path / "link.json", "judged")
+    assert (tmp_path / "link.json").is_symlink() and (tmp_path / "target.json").read_text() == "judged"
+    assert (tmp_path / "target.tmp").read_text() == "mine" and len(list(tmp_path.iterdir())) == 3
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True) as reader:
+        evaluate.keep(sbtrpo.write, tmp_path / "pipe", "judged")
+        assert reader.communicate(timeout=10)[0] == "judged" and (tmp_path / "pipe").is_fifo()
+
+
+def test_runs_behind_a_link_are_found_once(run, tmp_path):
+    """Of a folder with links to two experiments, and both by a second way; a hidden folder is left out."""
+    for name in ("moved/one", "moved/two", ".hidden/three"):
+        shutil.copytree(run, tmp_path / "elsewhere" / name / "seed-0")
+    (tmp_path / "runs").mkdir()
+    for name in ("moved", ".hidden"):
+        (tmp_path / "runs" / name).symlink_to(tmp_path / "elsewhere" / name)
+    (tmp_path / "runs" / "again").symlink_to(tmp_path / "elsewhere" / "moved")
+    found = report.find([str(tmp_path / "runs")])
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("edit", [
+    lambda text: text.replace(",", ";"), lambda text: text[: text.index("\n1,") + 3],
+    lambda text: text.replace("\n1,", "\n1,many "), lambda text: "\x00\xff\n\n1\n"])
+def test_an_edited_progress_csv_stops_no_sweep(edit, run, tmp_path):
+    """Other separators, a torn row, words, no table: the run writes it anew, from its checkpoint. Control: as
+    it is, or with a step count that a spreadsheet has given decimals."""
+    text, file = (run / "progress.csv").read_text(), tmp_path / "progress.csv"
+    file.write_text(edit(text))
+    assert sweep.rows(file) == []
+    steps = sbtrpo.load_run(run)[1]["steps"]
+    for good in (text, text.replace(f"\n1,{steps},", f"\n1,{steps}.0,")):
+        file.write_text(good)
+        assert [row["Train/TotalSteps"] for row in sweep.rows(file)] == [steps]
+
+
 def test_runs_of_a_folder_are_one_row_whatever_lies_between(capsys):
     """Sorted, the first stage of seed 0 comes before seed 1. Mean and deviation are of all three seeds."""
     runs = {f"runs/strpo/seed-{name}": {policy: dict.fromkeys(evaluate.METRICS, (value, None, None))
@@ -257,7 +299,7 @@ def test_advice_on_films_is_for_the_environment_that_there_is(run, tmp_path, cap
 
     for task in ("SafetyPointGoal1-v0", "SafetyHopperVelocity-v1"):
         with pytest.raises(SystemExit, match="there is no screen.*MUJOCO_GL=osmesa"):
-            evaluate.camera(SimpleNamespace(make_env=without_a_screen), task)
+            evaluate.camera(SimpleNamespace(make_env=without_a_screen, close=sbtrpo.close), task)
     assert not list(tmp_path.iterdir())
 
 

@@ -119,7 +119,7 @@ def test_kill_9_and_resume_change_nothing(reference, tmp_path):
         done = len(rows(run))
         progress(run, process)
         if moment == "save":
-            wait_for((run / "checkpoint.tmp").exists, process)
+            wait_for((run / "checkpoint.npz.tmp").exists, process)
         time.sleep(0 if moment == "save" else rng.uniform(0, 0.1))
         children = psutil.Process(process.pid).children(recursive=True)
         deaths += process.poll() is None
@@ -533,6 +533,14 @@ def test_a_mistake_with_strpo_is_one_sentence(options, said, both_stages, tmp_pa
     assert strpo.main(options.split()) == 1
     errors = capsys.readouterr().err.splitlines()
     assert said in errors[-1] and len(errors) == 1 and not (tmp_path / "runs").exists()
+
+
+def test_a_project_with_a_configuration_of_its_own_may_hold_a_run(both_stages, tmp_path, monkeypatch):
+    """config.json is a common name. Control: the first stage of a run, which is refused above."""
+    monkeypatch.setattr(strpo, "make_executor", lambda config: ThreadPoolExecutor(1))
+    run = shutil.copytree(both_stages / run_of(script="strpo") / "unsafe", tmp_path / "project" / "seed-0")
+    (tmp_path / "project" / "config.json").write_text("{}")
+    assert strpo.main(["--resume", str(run)]) == 0
 
 
 def test_an_unfinished_first_stage_is_refused(both_stages, tmp_path, monkeypatch, capsys):

@@ -109,6 +109,7 @@ def test_wrong_costs_end_in_one_sentence(script, tmp_path, monkeypatch, capsys):
     cases = [(f"{TINY} {TWO} --cost-limit 1 2 3", "has 3 values, and --costs 2 names"),
              (f"{TINY} --cost-limit 1 2", "has 2 values, and --costs 0 names"),
              (f"{TINY} --costs left left --cost-limit 1", "which differ"),
+             (f"{TINY} --costs left,right --cost-limit 1", "must have no comma, quote or new line"),
              (f"{TINY} {TWO} --cost-limit 1 -2", "must be in [0, inf)"),
              (f"{TINY} --costs left middle --cost-limit {limits}",
               "not all of left, middle; for --costs: left, right")]

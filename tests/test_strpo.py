@@ -814,6 +814,42 @@ def test_a_level_that_holds_is_kept(dual):
     check("  control: networks, of 6, that would go below it", control, at_least=4)
 
 
+def test_a_level_that_can_be_met_is_approached_until_it_is():
+    """`--exclusion level`, .03 to .25 nats above KL(unsafe || pi), feasible, 30 iterations: the full step
+    just meets it, to first order, and often is a little too long. A shorter one is taken, and KL(unsafe ||
+    pi) rises; forty updates later most levels hold (the curvature of KL(unsafe || pi) shortens some steps to
+    a thousandth). Control: an increment as large has to be met at once, and often stops the policy."""
+    least, reached, tried, control = math.inf, 0, 0, 0
+    for seed, policy in enumerate(POLICIES):
+        theta, observations = network(policy, 300, seed)
+        rng = np.random.default_rng(70 + seed)
+        old = strpo.distributions(policy, theta, observations)
+        actions = (rng.integers(2, size=300) if policy.discrete
+                   else old[:, :2] + np.exp(old[:, 2:]) * rng.normal(size=(300, 2)))
+        unsafe = strpo.distributions(policy, theta + 0.3 * rng.normal(size=theta.size), observations)
+
+        def value(new, policy=policy, unsafe=unsafe, observations=observations):
+            return strpo.mean_kl(policy, unsafe, strpo.distributions(policy, new, observations))
+
+        data = policy, theta, observations, actions, rng.normal(size=300)
+        for above in (0.03, 0.06, 0.12, 0.25):
+            level = float(value(theta)) + above
+            config = strpo.Config(exclusion="level", level=level, cg_iterations=30)
+            new, info = strpo.update_policy(config, *data, value)
+            if not info["feasible"]:
+                continue
+            tried, least = tried + 1, min(least, info["realised_exclusion"] / above)
+            control += strpo.update_policy(replace(config, exclusion="increment", delta_2=above),
+                                           *data, value)[1]["fraction"] == 0
+            for _ in range(40):
+                new, _ = strpo.update_policy(config, policy, new, *data[2:], value)
+            reached += float(value(new)) >= level
+    check("a feasible level: share of the way in a step (least)", least, at_least=0.1)
+    check("  feasible levels", tried, at_least=10)
+    check("a feasible level: share that holds after forty steps", reached / tried, at_least=0.8)
+    check("  control: share of increments as large that stop the policy", control / tried, at_least=0.3)
+
+
 def test_line_search_names_what_stopped_it():
     """kl: a unit step of a tanh network overshoots; exclusion: a made-up one that falls with the square of
     the step; surrogate: with a trust region of 10 nats the likelihood of what was sampled collapses. With no

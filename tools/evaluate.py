@@ -157,6 +157,14 @@ def writable(path: Path) -> None:
         sys.exit(f"{path} cannot be written: {error.strerror}.")
 
 
+def keep(write, path: Path, text: str) -> None:
+    """All of it or nothing, where a link leads; but a device stays one."""
+    if path.exists() and not path.is_file():
+        path.write_text(text)
+    else:
+        write(path.resolve(), text.encode())
+
+
 def mean_interval(values: np.ndarray) -> tuple[float, float] | tuple[None, None]:
     """95% percentile bootstrap interval of the mean; a single value has none, nor has no value."""
     from report import interval
@@ -246,7 +254,7 @@ def camera(algorithm, task: str):
     try:
         plain = algorithm.make_env(task)
         mujoco = uses_mujoco(plain)
-        plain.close()
+        algorithm.close(plain)
         if "rgb_array" not in (plain.metadata.get("render_modes") or ()):
             sys.exit(f"--video: {task} has no images: its environment would have to take "
                      "render_mode='rgb_array', name it in metadata['render_modes'], and render() an array.")
@@ -281,7 +289,7 @@ def film(loaded: tuple, options: argparse.Namespace) -> str:
         total, cost, *_ = play(
             algorithm, env, actor, key, False, options.action_noise[0], watch, tuple(config.costs))
     finally:
-        env.close()
+        algorithm.close(env)
     frames[0].save(options.video, save_all=True, append_images=frames[1:], duration=40, loop=0)
     return f"{options.video}: return {total:.2f}, cost {cost:g}, {len(frames)} images"
 
@@ -376,6 +384,7 @@ def main(argv: list[str] | None = None) -> None:
     algorithms = [loaded[0] for loaded in runs.values()]
     errors = BrokenExecutor, *(algorithm.Failure for algorithm in algorithms)
     spawn = multiprocessing.get_context("spawn")
+    os.environ["PYTHONHASHSEED"] = "0"  # as in training, for the processes begun here
     executor = ProcessPoolExecutor(options.workers, spawn, algorithms[0].guard_worker, (os.getpid(),))
     try:
         if options.video:
@@ -397,7 +406,10 @@ def main(argv: list[str] | None = None) -> None:
                  "values": "runs: mean, ends of its 95% interval (null where there is none); "
                            "over_runs: mean, standard deviation (n - 1)",
                  "by_action_noise": judged}
-        algorithms[0].write(options.output, (json.dumps(about, indent=1) + "\n").encode())  # or none of it
+        try:
+            keep(algorithms[0].write, options.output, json.dumps(about, indent=1) + "\n")
+        except (OSError, *errors) as error:
+            sys.exit(str(error))
     if options.figure:
         robustness(options.figure, judged)
 

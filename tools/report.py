@@ -43,7 +43,7 @@ Scores over several tasks are normalised for each: a return is 0 for the lowest 
 one of all runs, or is divided by the interquartile mean of the label --reference; a cost, by its limit.
 """
 
-import argparse, csv, json, math, os, re, sys
+import argparse, csv, glob, json, math, os, re, sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,10 +93,6 @@ def note_left_out(left_out: dict[str, list[Path]]) -> None:
         note(f"{folders[0]}{more}: left out, {reason}.")
 
 
-def hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
 def first_stage(folder: Path) -> bool:
     return folder.name == "unsafe" and (folder.parent / "config.json").exists()
 
@@ -114,15 +110,14 @@ def algorithm_of(folder: Path, about: dict) -> str | None:
 
 
 def find(texts: list[str]) -> list[Run]:
-    """The runs in all [LABEL=]FOLDERs; not those in hidden folders, nor the first stages of sTRPO's."""
+    """The runs in all [LABEL=]FOLDERs, links followed; not in hidden folders, nor first stages of sTRPO's."""
     runs, left_out = {}, {}
     for text in texts:
         label, equals, folder = text.partition("=")
         if not equals or Path(text).exists():
             label, folder = "", text
-        found = sorted(Path(folder).rglob("progress.csv")) if folder and Path(folder).is_dir() else []
-        found = [file.parent for file in found
-                 if not hidden(file.relative_to(folder)) and not first_stage(file.parent)]
+        found = glob.glob(f"{glob.escape(folder)}/**/progress.csv", recursive=True) if folder else []
+        found = [folder for folder in sorted(Path(file).parent for file in found) if not first_stage(folder)]
         if not found:
             sys.exit(f"{text} holds no progress.csv; give folders of runs, or LABEL=FOLDER.")
         for one in found:

@@ -200,7 +200,7 @@ def arguments(argv: list[str] | None) -> tuple[list[Run], argparse.Namespace]:
     for task, run in {run.config["task"]: run for run in runs}.items():
         module = importlib.import_module(run.algorithm)
         try:
-            module.make_env(task).close()
+            module.close(module.make_env(task))
         except module.Failure as error:
             raise Mistake(str(error)) from None
     return sorted(runs, key=lambda run: run.config["seed"]), options  # a first seed of everything comes first
@@ -208,11 +208,12 @@ def arguments(argv: list[str] | None) -> tuple[list[Run], argparse.Namespace]:
 
 # one run, in a Dask worker
 def rows(file: Path) -> list[dict]:
-    """progress.csv, as far as there is one."""
+    """Steps and metrics in progress.csv; none without it, or if it was edited: a run writes it anew."""
+    names = ["Train/TotalSteps", *(f"Metrics/{name}" for name in METRICS)]
     try:
         with open(file, newline="") as lines:
-            return list(csv.DictReader(lines))
-    except (FileNotFoundError, NotADirectoryError):
+            return [{name: float(row[name]) for name in names} for row in csv.DictReader(lines)]
+    except (FileNotFoundError, NotADirectoryError, LookupError, ValueError, TypeError):
         return []
 
 
@@ -246,9 +247,9 @@ def locked(file) -> bool:
 def summary(run: Run, home: str, outcome: str, seconds: float, said: str = "") -> dict:
     """What the table says of a run up to its total steps; means are over the last tenth of the epochs."""
     table = rows(Path(home, run.folder, "progress.csv"))
-    table = table[: 1 + sum(int(row["Train/TotalSteps"]) < run.lengths[""] for row in table)]
+    table = table[: 1 + sum(row["Train/TotalSteps"] < run.lengths[""] for row in table)]
     last = table[-max(1, len(table) // 10):]
-    means = {name: sum(float(row[f"Metrics/{name}"]) for row in last) / len(last)
+    means = {name: sum(row[f"Metrics/{name}"] for row in last) / len(last)
              for name in METRICS if last}
     return {"outcome": outcome, "seconds": seconds, "steps": steps_so_far(run, home), "means": means,
             "said": said}
