@@ -382,11 +382,11 @@ def fisher_product(policy, theta, observations, damping):
     return product
 
 def share_kept(config, policy, theta, observations, gradient_of, lengths, weights, whole):
-    """What fresh episodes will confirm of the promise g.step, 1 / (1 + n* / n), estimated from the
-    same batch: 2 c / (1 + c), with c the cosine in the F^-1 metric of the gradients of two halves
-    of its episodes; whole is their mean gradient, F of some 300 states. One estimate is rough: take
-    the median of twenty. NaN for less than two episodes, or where a half has no gradient; -inf
-    where rough solves make c -1 or less."""
+    """What fresh episodes will confirm of the promise g.step of a step along F^-1 g, 1 / (1 + n* /
+    n), estimated from the same batch: 2 c / (1 + c), with c the cosine in the F^-1 metric of the
+    gradients of two halves of its episodes; whole is their mean gradient, F of some 300 states. One
+    estimate is rough: take the median of twenty. NaN for less than two episodes, or where a half
+    has no gradient; -inf where rough solves make c -1 or less."""
     if len(lengths) < 2:
         return math.nan
     first = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)

@@ -391,11 +391,11 @@ def fisher_product(policy, theta, observations, damping):
     return product
 
 def share_kept(config, policy, theta, observations, gradient_of, lengths, weights, whole):
-    """What fresh episodes will confirm of the promise g.step, 1 / (1 + n* / n), estimated from the
-    same batch: 2 c / (1 + c), with c the cosine in the F^-1 metric of the gradients of two halves
-    of its episodes; whole is their mean gradient, F of some 300 states. One estimate is rough: take
-    the median of twenty. NaN for less than two episodes, or where a half has no gradient; -inf
-    where rough solves make c -1 or less."""
+    """What fresh episodes will confirm of the promise g.step of a step along F^-1 g, 1 / (1 + n* /
+    n), estimated from the same batch: 2 c / (1 + c), with c the cosine in the F^-1 metric of the
+    gradients of two halves of its episodes; whole is their mean gradient, F of some 300 states. One
+    estimate is rough: take the median of twenty. NaN for less than two episodes, or where a half
+    has no gradient; -inf where rough solves make c -1 or less."""
     if len(lengths) < 2:
         return math.nan
     first = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
@@ -1236,7 +1236,7 @@ class Config(Checked):
     estimator: str = option("rollouts", "of phi, see make_exclusion", "{rollouts, weights}")
     joint: int = option(1, "0: the advantage of reward alone", "{0, 1}")
     critic: str = option("cvar", "of the first stage: tail of the return, or mean", "{cvar, mean}")
-    cvar_alpha: float = option(0.25, "alpha, share of the worst returns", "(0, 1]")
+    cvar_alpha: float = option(0.25, "alpha, share of the worst returns, in 32nds", "(0, 1]")
     advantage: str = option("gae", "see estimate_advantages", "{mc, time, gae}")
     discount: float = option(0.99, "gamma, of reward and cost", "[0, 1]")
     gae_lambda: float = option(0.95, "lambda of gae", "[0, 1]")

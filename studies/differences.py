@@ -20,7 +20,8 @@ slope        of the least-squares line through all seeds of a dial, with its 95%
 Holm         p, corrected by Holm's method for the number of lines in its section
 verdict      `differs` where that is below 5%, else `not distinguishable`: alike, or too few seeds to tell
 
-Of one policy's episodes, the number of safe ones is compared by Fisher's exact test.
+The sampled policy and its mean action meet the same 100 worlds: McNemar's exact test, by the worlds where
+just one of them is safe. How many these are is not kept; p is the largest that the two numbers allow.
 """
 
 import argparse, itertools, json, sys
@@ -99,6 +100,13 @@ def welch(first: Sample, second: Sample) -> tuple[float, float, float]:
     return float(half), float(2 * stats.t.sf(abs(first.mean - second.mean) / error, freedom))
 
 
+def mcnemar(safe: int, other: int, worlds: int = 100) -> float:
+    """The largest p over all numbers of worlds where neither is safe."""
+    alone = [(worlds - safe - both, worlds - other - both)
+             for both in range(max(0, worlds - safe - other), worlds - max(safe, other) + 1)]
+    return max(float(stats.binomtest(one, one + two).pvalue) if one + two else 1.0 for one, two in alone)
+
+
 def holm(values: list[float]) -> list[float]:
     """The k-th smallest of m is multiplied by m + 1 - k; none falls below the one before it, or exceeds 1."""
     corrected, largest = [0.0] * len(values), 0.0
@@ -174,8 +182,7 @@ def fresh_episodes() -> str:
         seeds = [[round(100 * share) for share in found[policy]["safety"]] for policy in found]
         lines = []
         for seed, pair in enumerate(zip(*seeds)):
-            test = stats.fisher_exact([[safe, 100 - safe] for safe in pair])
-            lines.append((f"safe of 100, seed {seed}", *pair, f"{pair[0] - pair[1]:+d}", float(test.pvalue)))
+            lines.append((f"safe of 100, seed {seed}", *pair, f"{pair[0] - pair[1]:+d}", mcnemar(*pair)))
         text += section(f"{ours}, as trained, against its mean action: {task}", lines)
     return text
 
@@ -223,6 +230,19 @@ def precisions() -> str:
     return section(f"Networks in float32 against float64: SB-TRPO on {CIRCLE2}, 0.2M to 0.4M steps", lines)
 
 
+def candidates() -> str:
+    """Those of studies/truer.py, each against the default: Holm's correction is for all of them."""
+    runs = {name: tasks[CIRCLE2].values()
+            for name, tasks in json.loads((RESULTS / "truer.json").read_text()).items()}
+    text = ""
+    for metric in ("return", "safe reward", "safety"):
+        default, *others = [(name, sample([run[metric] for run in each])) for name, each in runs.items()]
+        lines = [compared(f"{metric}, {name}", values, default[1]) for name, values in others]
+        text += section(f"Candidates for truer steps against the default, {metric}: SB-TRPO on {CIRCLE2}, "
+                        "1.5M steps", lines)
+    return text
+
+
 def measured_otherwise() -> str:
     """What the pages say besides: with other errors, over other steps, of the cost regret."""
     fresh = sample(judged(f"sbtrpo-{CIRCLE2}-safe")["sampled"]["safe reward"])
@@ -230,6 +250,9 @@ def measured_otherwise() -> str:
     errors = theirs._replace(std=theirs.std * theirs.n**0.5)
     text = section(f"SB-TRPO, `--preset safe`, as trained, were the paper's ± standard errors: {CIRCLE2}",
                    [compared("safe reward", fresh, errors)])
+    alone = sample(judged(f"sbtrpo-{CIRCLE2}-safe")["sampled"]["safe reward"][2:])
+    text += section("SB-TRPO, `--preset safe`, as trained, seed 2, which chose nothing, against the paper's: "
+                    + CIRCLE2, [compared("safe reward", alone, theirs)])
     thirds = []
     for setting in ("exact", "exclusion-none"):
         [runs] = cut({"": find([str(RESULTS / f"strpo-{HOPPER}-{setting}")])}, None).values()
@@ -243,15 +266,20 @@ def measured_otherwise() -> str:
 
 
 def page() -> str:
-    text = ("# Which differences hold\n\nBy `uv run studies/differences.py`, at whose top the tests are "
-            "explained. Numbers are means ± standard deviations over\nseeds, with n - 1, and in brackets the "
-            "number of seeds. A title says first and second.\n")
+    text = ""
     for title, (first, second, metrics) in PAIRS.items():
         text += section(title, [compared(metric, *(sample(finals(folder, metric)) for folder in (
             first, second))) for metric in metrics])
-    for part in dials, precisions, beside_the_release, fresh_episodes, measured_otherwise, recorded:
+    for part in (dials, precisions, beside_the_release, fresh_episodes, candidates, measured_otherwise,
+                 recorded):
         text += part()
-    return text
+    count = text.count("\n### ")
+    head = ("# Which differences hold\n\nBy `uv run studies/differences.py`, at whose top the tests are "
+            "explained. Numbers are means ± standard deviations over\nseeds, with n - 1, and in brackets the "
+            "number of seeds. A title says first and second.\n\nThere are "
+            f"{count} comparisons, each at 5%: if nothing differed, {count / 20:.0f} would by chance.\n"
+            "Trust those with p below .01.\n")
+    return head + text
 
 
 def main(argv: list[str] | None = None) -> None:

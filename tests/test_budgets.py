@@ -327,9 +327,10 @@ def test_budgets_that_cannot_all_be_met_are_refused_with_the_proof():
 
 
 def test_zero_budgets_are_one_budget_for_any_weighted_sum():
-    """The corridor without slip and 20 Garnets of two sparse costs, budgets at 0 or the least sum: the
-    optimum with all budgets and with that of a weighted sum. SB-TRPO on sums with weights (1, 1) and (10, 1):
-    other paths, the same end. Control: a positive budget of the sum lets one cost take the other's share."""
+    """The corridor without slip and 20 Garnets of two sparse costs, one action of which is free, budgets of
+    0: the optimum with all budgets and with that of a weighted sum. SB-TRPO on sums with weights (1, 1) and
+    (10, 1): other paths, the same end. Control: a positive budget of the sum lets one cost take the other's
+    share."""
     rng, gap, ends, tried = np.random.default_rng(65), 0.0, [], 0
     worlds = [corridor((0, 0), slip=0.0)]
     for world in garnets(20):

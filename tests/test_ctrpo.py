@@ -124,6 +124,10 @@ def test_only_one_of_the_barriers_is_infinite_at_the_boundary():
         check(f"erratum: {name}", error, at_most=1e-11, refutes="C9 printed", cases=1)
         check(f"corrected: {name}", error, at_most=1e-11, supports="C9 corrected", cases=1)
         check("corrected: -log x near the boundary", log, at_least=28, supports="C9 corrected", cases=1)
+        growth = [barrier_divergence(m * (1 - 10.0**-k), m, "log") + 1 - k * math.log(10)
+                  for k in range(3, 13)]
+        check("corrected: -log x at m (1 - 10^-k), k = 3 to 12: |Psi + 1 - k log 10|",
+              np.abs(growth).max(), at_most=2e-3, supports="C9 corrected")
         assert all(barrier_divergence(a, m, barrier) == math.inf
                    for barrier in BARRIERS for a in (m, 2 * m, math.inf, math.nan))
 
@@ -334,6 +338,16 @@ def test_violation_of_a_step_is_of_order_delta():
     order = np.polyfit(np.log(deltas), np.log(worst), 1)[0]
     check("surrogate divergence: largest excess, |observed order in delta - 1|", abs(order - 1), at_most=0.1,
           supports="B8 surrogate")
+    # another constant: A -> B -> C, where it costs for ever; the action that goes on has probability 1e-6
+    P, r, c = np.zeros((3, 2, 3)), np.array([[0, 0.2], [0, 1], [0, 0]]), np.zeros((3, 2))
+    P[[0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 0, 1], [0, 1, 0, 2, 2, 2]] = 1
+    c[2], rare = 1, np.zeros((3, 2))
+    rare[:2, 1] = math.log(1e-6)
+    chain = TabularCMDP(P, r, c, 0.99, mu=np.array([1.0, 0, 0]), limit=1.0)
+    limit = chain.J(rare, c) + 0.001
+    new = barrier_training(chain, "log", 0.1, 1, rare, 0.01, limit, 1.0, exact=False)[0]
+    check("  control: rare actions, a lasting cost, gamma .99: J_c - b after a step [delta]",
+          (chain.J(new, c) - limit) / 0.01, at_least=10)
     margins = (1e-4, 1e-3, 1e-2)
     steps = list(one_steps(0.1, margins, exact=True))
     over = [rise - margin for _, _, _, rise, margin, *_ in steps]

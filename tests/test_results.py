@@ -287,6 +287,10 @@ def test_welch_and_holm_are_the_textbooks():
     p = [differences.welch(differences.sample(row[:1]), differences.sample(row[1:]))[1] for row in draws]
     assert stats.kstest(p, "uniform").pvalue > 1e-6
     assert differences.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    # of 8 worlds one policy alone is safe: 2 / 2^8; of 14 and 20 unsafe ones 14, 13, ... 0 are the same
+    assert differences.mcnemar(92, 100) == pytest.approx(2 / 2**8) and differences.mcnemar(100, 100) == 1
+    possible = [stats.binomtest(14 - both, 34 - 2 * both).pvalue for both in range(15)]
+    assert differences.mcnemar(86, 80) == pytest.approx(max(possible)) and min(possible) < 0.05
 
 
 def test_differences_are_those_of_the_runs():
