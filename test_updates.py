@@ -346,7 +346,7 @@ def test_cost_falls_wherever_its_gradient_is_not_zero():
     check("cost change of 1e-4 of a step, 300 Garnets [best decrease]", small, at_most=-0.74, supports="B2",
           cases=tried)
     check("cost change of a full step, 300 Garnets [best decrease]", full, at_most=-0.1, supports="B2")
-    check("  control: the reward step raises cost when rho > .01 (least)", control, at_least=0.0)
+    check("  control: the reward step raises cost when rho > .01 (least)", control, at_least=0.009)
     check("  control: cases", controls, at_least=30)
 
 

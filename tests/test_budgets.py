@@ -156,7 +156,7 @@ def test_two_violated_costs_both_fall_and_of_three_one_may_rise():
           supports="A4 two", cases=1000)
     check("recovery of two costs: |share of the best - sqrt((1 + rho) / 2)|", formula, 1e-9,
           supports="A4 two")
-    check("  control: the plain sum of two gradients: the one that rises most", naive, at_least=0.0)
+    check("  control: the plain sum of two gradients: the one that rises most", naive, at_least=100)
     G = np.array([[1.0, 0], [-2, 0]])  # opposed: what one gains the other loses
     step, _ = several_barriers_step(0 * G[0], 0 * G[0], G, G, 0.01, 0.1, none, "log", np.ones(2, bool))
     check("  control: recovery of two opposed costs: |s|", np.abs(step).max(), at_most=0.0)
