@@ -381,7 +381,7 @@ ADVANTAGES = [
         "return -cost\n    return standardised",
         "climbs_the_cost"),
     *only("strpo", "a level has to be met at once", 'due = config.exclusion == "increment" and promised',
-        "due = promised", "a_level_that_can_be_met"),
+        "due = promised", "tests/test_strpo.py::test_a_level_that_can_be_met_is_approached_until_it_is"),
     *only("strpo", "the first stage is the second", 'config, stage="unsafe", total_steps',
         'config, stage="safe", total_steps', "climbs_the_cost"),
 ]
