@@ -73,7 +73,8 @@ ROWS = [
 ]
 SWEPT = {  # by studies/table_*.toml, as far as they have run: {end of the folder: options}
     "SB-TRPO": {"paper": "--preset paper", "paper-time": "--preset paper --advantage time",
-                "paper-20M": "--preset paper"},
+                "paper-20M": "--preset paper",
+                **{f"paper-beta-{beta}": f"--preset paper --beta {beta}" for beta in (0.6, 0.7, 0.8, 0.9)}},
     "C-TRPO": {"paper": "--preset paper", "paper-limit-0": "--preset paper --cost-limit 0",
                "paper-limit-15": "--preset paper --cost-limit 15"},
     "sTRPO": {"exclusion-none-limit-0": "--initial-std 1 --exclusion none --cost-limit 0",
