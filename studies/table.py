@@ -64,6 +64,7 @@ ROWS = [
     ("C-TRPO", CIRCLE, "", "defaults-1M"),
     ("C-TRPO", GOAL, "", "defaults-1M"),
     ("sTRPO", CIRCLE, "", "exact"),
+    ("sTRPO", CIRCLE, "", "defaults"),
     ("sTRPO", CIRCLE, "--exclusion none", "exclusion-none"),
     ("sTRPO", GOAL, "", "exact"),
     ("sTRPO", GOAL, "--exclusion none", "exclusion-none"),
