@@ -35,7 +35,7 @@ import numpy as np
 from report import cut, final, find, joined, number, spread
 from scipy import stats
 import table
-from table import ANT, CIRCLE, CIRCLE2, HOPPER, PAPER, POINT, POINT2, PUSH2, SWIMMER
+from table import ANT, BUTTON2, CIRCLE, CIRCLE2, HOPPER, PAPER, POINT, POINT2, PUSH2, SWIMMER
 
 METRICS = "return", "cost", "safety probability", "safe reward"
 HEAD = ["metric", "first", "second", "difference", "p", "Holm", "verdict"]
@@ -253,6 +253,9 @@ def measured_otherwise() -> str:
     alone = sample(judged(f"sbtrpo-{CIRCLE2}-safe")["sampled"]["safe reward"][2:])
     text += section("SB-TRPO, `--preset safe`, as trained, seed 2, which chose nothing, against the paper's: "
                     + CIRCLE2, [compared("safe reward", alone, theirs)])
+    safety = sample(judged(f"sbtrpo-{BUTTON2}-paper")["sampled"]["safety"])
+    text += section(f"SB-TRPO, `--preset paper`, 2M steps, as trained, against the paper's: {BUTTON2}",
+                    [compared("safety", safety, *published(PAPER[BUTTON2][1], 5))])
     thirds = []
     for setting in ("exact", "exclusion-none"):
         [runs] = cut({"": find([str(RESULTS / f"strpo-{HOPPER}-{setting}")])}, None).values()
