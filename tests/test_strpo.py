@@ -751,6 +751,14 @@ def test_importance_weights_say_how_far_they_can_be_trusted():
     check("  control: far away, mean weight", means[2], at_most=0.2)
 
 
+def acted(policy, theta, observations, rng) -> tuple:
+    """The distributions at 300 observations, and some actions there: uniform indices, or Gaussian samples."""
+    old = strpo.distributions(policy, theta, observations)
+    if policy.discrete:
+        return old, rng.integers(2, size=300)
+    return old, old[:, :2] + np.exp(old[:, 2:]) * rng.normal(size=(300, 2))
+
+
 @pytest.mark.parametrize("exclusion, estimator, dual", [
     ("increment", "rollouts", "exact"), ("increment", "rollouts", "fixed"),
     ("increment", "weights", "fixed"),
@@ -764,9 +772,7 @@ def test_exclusion_update_keeps_its_conditions(exclusion, estimator, dual):
         config = strpo.Config(exclusion=exclusion, estimator=estimator, dual=dual, level=0.3)
         theta, observations = network(policy, 300, seed)
         rng, moved = np.random.default_rng(50 + seed), theta.size
-        old = strpo.distributions(policy, theta, observations)
-        actions = (rng.integers(2, size=300) if policy.discrete
-                   else old[:, :2] + np.exp(old[:, 2:]) * rng.normal(size=(300, 2)))
+        old, actions = acted(policy, theta, observations, rng)
         actor = strpo.Actor(policy, theta, np.zeros(3), np.ones(3))
         unsafe = actor._replace(theta=theta + 0.2 * rng.normal(size=moved))
         visited = rng.normal(size=(200, 3))
@@ -796,9 +802,7 @@ def test_a_level_that_holds_is_kept(dual):
     for seed, policy in enumerate(POLICIES):
         theta, observations = network(policy, 300, seed)
         rng = np.random.default_rng(50 + seed)
-        old = strpo.distributions(policy, theta, observations)
-        actions = (rng.integers(2, size=300) if policy.discrete
-                   else old[:, :2] + np.exp(old[:, 2:]) * rng.normal(size=(300, 2)))
+        old, actions = acted(policy, theta, observations, rng)
         actor = strpo.Actor(policy, theta, np.zeros(3), np.ones(3))
         unsafe = actor._replace(theta=theta + 0.4 * rng.normal(size=theta.size))
         batch = one_episode(actor, observations, actions)
@@ -823,9 +827,7 @@ def test_a_level_that_can_be_met_is_approached_until_it_is():
     for seed, policy in enumerate(POLICIES):
         theta, observations = network(policy, 300, seed)
         rng = np.random.default_rng(70 + seed)
-        old = strpo.distributions(policy, theta, observations)
-        actions = (rng.integers(2, size=300) if policy.discrete
-                   else old[:, :2] + np.exp(old[:, 2:]) * rng.normal(size=(300, 2)))
+        _, actions = acted(policy, theta, observations, rng)
         unsafe = strpo.distributions(policy, theta + 0.3 * rng.normal(size=theta.size), observations)
 
         def value(new, policy=policy, unsafe=unsafe, observations=observations):
