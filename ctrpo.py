@@ -180,7 +180,8 @@ def train(config, run, state):
                 executor, config, actor, state["next_episode"], config.batch_steps)
             collected, metrics = time.perf_counter(), episode_metrics(episodes, config.costs)
 
-            batch = make_batch(episodes, actor)  # n steps: observations (n, size), actions (n, d)
+            # n steps: observations (n, size), actions (n, d) or (n,), advantages (n,)
+            batch = make_batch(episodes, actor)
             reward_advantages, cost_advantages, fits = estimate_advantages(config, batch, state)
             critics = in_workers(executor, fits)  # while the policy is updated here
             unit = 1 / (1 - config.discount) if config.official_units else metrics["EpLen"]

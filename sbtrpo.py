@@ -181,7 +181,8 @@ def train(config, run, state):
             executor, episodes = collect(executor, config, actor, state["next_episode"], wanted)
             collected, metrics = time.perf_counter(), episode_metrics(episodes, config.costs)
 
-            batch = make_batch(episodes, actor)  # n steps: observations (n, size), actions (n, d)
+            # n steps: observations (n, size), actions (n, d) or (n,), advantages (n,)
+            batch = make_batch(episodes, actor)
             reward_advantages, cost_advantages, fits = estimate_advantages(config, batch, state)
             critics = in_workers(executor, fits)  # while the policy is updated here
             mean_cost, excess = metrics["EpCost"], None

@@ -174,7 +174,8 @@ def improve(config, run, state, unsafe=None):
                 executor, config, actor, state["next_episode"], config.batch_steps)
             collected, metrics = time.perf_counter(), episode_metrics(episodes, config.costs)
 
-            batch = make_batch(episodes, actor)  # n steps: observations (n, size), actions (n, d)
+            # n steps: observations (n, size), actions (n, d) or (n,), advantages (n,)
+            batch = make_batch(episodes, actor)
             reward_advantages, cost_advantages, fits = estimate_advantages(config, batch, state)
             totals, limit = episode_costs(config, episodes)  # cost of each episode, (episodes,); b
             mean_cost, exclusion = totals.mean(axis=-1), None
