@@ -137,8 +137,7 @@ def update_policy(config, policy, theta, observations, actions, advantages, excl
                               advantages, gradient)
     old = distributions(policy, theta, observations)
     gain, promised = float(gradient @ step), float(away @ step)
-    due = config.exclusion == "increment" and promised >= demand - 1e-9 * abs(demand)  # rounding
-    least = demand if due or demand <= 0 else min(0.0, promised)  # a level: approached, then kept
+    least = least_rise(config.exclusion, demand, promised)
 
     def judge(candidate):
         new = distributions(policy, candidate, observations)
@@ -1166,6 +1165,15 @@ def make_exclusion(config, actor, unsafe, unsafe_raw, batch):
     share = float(weights.sum() ** 2 / (weights**2).sum() / len(weights))
     return lambda theta: anp.mean(weights * log_ratios(theta)), {
         "effective_share": share, "mean_weight": float(weights.mean())}
+
+def least_rise(exclusion, demand, promised):
+    """The least rise of KL(unsafe || pi) that passes the line search: the demand. But a rise to a
+    level is approached in several steps, and one that the step does not promise cannot be asked
+    for: then it must not fall, or by no more than the step promises."""
+    met = promised >= demand - 1e-9 * abs(demand)  # rounding
+    if demand > 0 and (exclusion == "level" or not met):
+        return min(0.0, promised)
+    return demand
 
 def open_first_stage(config, run):
     """Configuration and state of RUN/unsafe: a copy of the run --unsafe, which may go on or
