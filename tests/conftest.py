@@ -58,10 +58,10 @@ B4 CPO 3 | CPO, Corollary 3 | holds
     the same policies and CMDPs, reward and cost, both orders of KL
 B5 CPO 1 | CPO, Proposition 1 | holds
     a step from within the budget lowers J_r by sqrt(2 delta) gamma eps / (1 - gamma)^2 at most
-    CPO's step, line search on KL and surrogates; random CMDPs and policies, delta .001 to 1
+    CPO's step, line search on KL and surrogates; random CMDPs, delta .001 to 1; a case: J_r falls
 B5 CPO 2 | CPO, Proposition 2 | holds
     a step from within the budget ends at J_c <= b + sqrt(2 delta) gamma eps_c / (1 - gamma)^2
-    CPO's step, line search on KL and surrogates; random CMDPs and policies, delta .001 to 1
+    CPO's step, line search on KL and surrogates; random CMDPs, delta .001 to 1; a case: J_c > b
 A1 | SB-TRPO, Eq. 4 | holds
     mu = max(0, (beta + rho) / (1 + rho)) is the least weight that keeps beta of the best cost decrease
     random metrics, beta .05 to 1, against a search in steps of 1e-4; without the paper's kappa
@@ -84,11 +84,11 @@ CG | TRPO and SB-TRPO, conjugate gradients | holds
     n iterations find the best step, of KL delta, of the Krylov space g, F g, ..., F^(n-1) g alone
     networks of 26 to 68 parameters, 200 samples, F with damping; three dimensions, 1 iteration, where rho > 1
 A5 | SB-TRPO, Eq. 1, from a batch | holds
-    not beta of the best decrease is kept, in the mean, but 1 / (1 + n* / n) of the promise, if rho is near 0
-    the grid, rho .11, n 16, 64, 256: within .1, 1.7 times; drawn gradients, rho 0 or beta 1; not rho +-.9
+    not beta of the best decrease is kept, but 1 / (1 + n* / n) of the promise for rho 0, else a law with rho
+    the grid, rho .11, n 16, 64, 256: within .1, 1.7 times; drawn gradients, n* / n 3, rho -.9 to .9
 B1 | SB-TRPO, Lemma 4.1 (wording of a summary) | holds
     the idealised update raises J_r where aligned, ends at the least J_c; --update optimal nears it
-    brute force, two states, mean KL; that J_c never rises is its constraint, holds by construction
+    brute force, two states, mean and largest KL; that J_c never rises holds by construction
 B1 rest | SB-TRPO, Lemma 4.1(3), in double precision | holds
     it rests at the best of all policies, or where an action with A_c < 0 has died out of its gradients
     whole runs of the step, two states and sparse Garnets, beta .25, .75, both updates; linear programs
@@ -115,13 +115,13 @@ B6 | C-TRPO, surrogate divergence | holds
     along shipped steps from random policies of all worlds, both barriers, delta .1
 B7 | C-TRPO, cost of a step | holds
     normalised J_c rises by Psi^-1(delta / beta) + sqrt(2 delta) gamma eps_c / (1 - gamma) at most
-    shipped steps on all worlds, both barriers, three beta, three delta, margins .001 and .1
+    shipped steps on all worlds, both barriers, three beta and delta; 1.4% of the last term is used
 B8 | C-TRPO, safety during training | holds
     the exact divergence, infinite from J_c = b on, keeps all steps inside, by construction
     tried: rounding, and that they gain; margins of 1e-4 to 1e-2 and whole runs, delta .1
 B8 surrogate | C-TRPO, safety as it is run | holds
-    with the surrogate divergence a step ends at J_c <= b + C delta, C of the world, not always at J_c <= b
-    margins of .001 to .1 delta, both barriers, three delta: C .08; with rare actions and gamma .99: 19
+    with the surrogate divergence a step ends at J_c <= b + C delta, C of world and policy, not always <= b
+    margins of .001 to .1 delta, both barriers, three delta: C .08; with rare actions and gamma .99: 79
 C9 printed | C-TRPO (summary), mechanism 1 | fails as printed
     the divergence, in the release's order D_phi(new, old), tends to infinity at the threshold
     x log x, the barrier of the paper's runs, at (1 - 1e-13) of margins from 1e-300 to 1e150
@@ -240,8 +240,8 @@ C8 printed | sTRPO, Eq. 10 | fails as printed
     where Eq. 8 is infeasible, the reverse step keeps away from the unsafe policy
     policies near the unsafe one, random CMDPs, lambda_2 .01 and 10; delta_2 of delta_1 and ten times it
 C8 corrected | sTRPO, Eq. 10 | holds as corrected
-    if E chi^2 <= delta_1 / 18, a step of KL delta_1 and at most three radii leads away; reversal costs reward
-    delta_2 = delta_1; policies near the unsafe one, random CMDPs, lambda_2 .01 and 10
+    if E chi^2 <= delta_1 / 18, steps of KL delta_1, <= 3 radii, lead away; reversal costs J if lambda_2 small
+    delta_2 = delta_1; policies near the unsafe one, random CMDPs; small: lambda_2^2 E chi^2 < g.x
 fast | fast_safety_gymnasium.py | holds
     no bit of any number differs from Safety Gymnasium as it is installed
     whole episodes, the package and the file in processes of their own; a case is a step

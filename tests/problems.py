@@ -28,6 +28,12 @@ def worlds() -> list[TabularCMDP]:
     return [two_state(), hazard_grid("A"), hazard_grid("C"), *garnets(20)]
 
 
+def bandit(r, c=None, gamma: float = 0.5) -> TabularCMDP:
+    r = np.array([r], float)
+    return TabularCMDP(np.ones((1, len(r[0]), 1)), r, 0 * r if c is None else np.array([c], float), gamma,
+                       np.ones(1), np.inf)
+
+
 def logits(world: TabularCMDP, seed: int = 0) -> np.ndarray:
     """A random policy, theta ~ N(0, 1)."""
     return np.random.default_rng([7, seed]).normal(size=world.r.shape)

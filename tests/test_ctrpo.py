@@ -308,24 +308,26 @@ def test_cost_bound_of_a_step():
     """B7: J_c rises by Psi^-1(delta / beta) + sqrt(2 delta) gamma eps / (1 - gamma) at most, with eps = max_s
     |E_new A_c(s, .)|; both barriers, three beta, three delta, margins .001 and .1. Control: without the
     second term, the error of the surrogate, it fails."""
-    slack, control, tried = np.inf, np.inf, 0
+    slack, control, used, tried = np.inf, np.inf, 0.0, 0
     for delta in (0.1, 0.01, 0.001):
         for world, old, new, rise, margin, beta, barrier in one_steps(delta, (0.001, 0.1)):
             eps = np.abs(np.sum(np.exp(log_policy(new)) * world.advantage(old, world.c), axis=1)).max()
             allowed = inverse_divergence(delta / beta, margin, barrier)
             control, tried = min(control, allowed - rise), tried + 1
-            slack = min(slack, allowed + math.sqrt(2 * delta) * world.gamma * eps / (1 - world.gamma) - rise)
+            shift = math.sqrt(2 * delta) * world.gamma * eps / (1 - world.gamma)
+            slack, used = min(slack, allowed + shift - rise), max(used, (rise - allowed) / shift)
     check("C-TRPO bound on the cost of a step: least slack", slack, at_least=-1e-10, supports="B7",
           cases=tried)
     check("  control: beyond the bound without the surrogate's error", -control, at_least=1e-6)
+    check("  control: share of that error's bound that is used (largest)", used, at_least=0.01)
 
 
 def test_violation_of_a_step_is_of_order_delta():
-    """B8: steps from margins of .001, .01 and .1 delta below the budget. With the surrogate
-    divergence some leave the safe set (control), by less than .1 delta, and the largest excess is
-    proportional to delta; with the exact divergence, infinite outside, none does by construction,
-    but for rounding: what can fail is that steps are taken and gain reward. Control: with Psi left
-    out a third of the steps leave the safe set."""
+    """B8: steps from margins of .001, .01 and .1 delta below the budget. With the surrogate divergence some
+    leave the safe set (control), by less than .1 delta, and the largest excess is proportional to delta; a
+    thousand times as large where rare actions lead to a lasting cost; with the exact divergence, infinite
+    outside, none does by construction, but for rounding: what can fail is that steps are taken and gain
+    reward. Control: with Psi left out a third of the steps leave the safe set."""
     worst, deltas = [], np.array([0.1, 0.01, 0.001])
     for delta in deltas:
         steps = one_steps(delta, delta * np.array([0.001, 0.01, 0.1]))
@@ -338,16 +340,19 @@ def test_violation_of_a_step_is_of_order_delta():
     order = np.polyfit(np.log(deltas), np.log(worst), 1)[0]
     check("surrogate divergence: largest excess, |observed order in delta - 1|", abs(order - 1), at_most=0.1,
           supports="B8 surrogate")
-    # another constant: A -> B -> C, where it costs for ever; the action that goes on has probability 1e-6
+    # another constant: A -> B -> C, where it costs for ever; the action that goes on has probability p
     P, r, c = np.zeros((3, 2, 3)), np.array([[0, 0.2], [0, 1], [0, 0]]), np.zeros((3, 2))
     P[[0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 0, 1], [0, 1, 0, 2, 2, 2]] = 1
-    c[2], rare = 1, np.zeros((3, 2))
-    rare[:2, 1] = math.log(1e-6)
+    c[2], over = 1, []
     chain = TabularCMDP(P, r, c, 0.99, mu=np.array([1.0, 0, 0]), limit=1.0)
-    limit = chain.J(rare, c) + 0.001
-    new = barrier_training(chain, "log", 0.1, 1, rare, 0.01, limit, 1.0, exact=False)[0]
-    check("  control: rare actions, a lasting cost, gamma .99: J_c - b after a step [delta]",
-          (chain.J(new, c) - limit) / 0.01, at_least=10)
+    for p, delta in itertools.product(10.0 ** np.arange(-12, -5, 0.5), (1e-2, 1e-3, 1e-4)):
+        rare = np.zeros((3, 2))
+        rare[:2, 1] = math.log(p)
+        limit = chain.J(rare, c) + 0.001
+        new = barrier_training(chain, "log", 0.1, 1, rare, delta, limit, 1.0, exact=False)[0]
+        over.append((chain.J(new, c) - limit) / delta)
+    check("surrogate divergence: rare actions, gamma .99: J_c - b after a step [delta] (largest)", max(over),
+          at_least=40, supports="B8 surrogate")
     margins = (1e-4, 1e-3, 1e-2)
     steps = list(one_steps(0.1, margins, exact=True))
     over = [rise - margin for _, _, _, rise, margin, *_ in steps]
