@@ -400,3 +400,65 @@ def test_a_window_without_the_missing_value_is_as_without_it():
     found = report.smooth(steps, values, at, 3)
     assert np.isnan(found[10:13]).all()
     assert np.delete(found, [10, 11, 12]) == pytest.approx(np.delete(whole, [10, 11, 12]), abs=1e-12)
+
+
+def test_a_package_that_is_missing_is_named():
+    """By scripts and tools, started by a Python that has none (-S); but an import raises as any does."""
+    programs = [ROOT / f"{name}.py" for name in ("sbtrpo", "ctrpo", "strpo")]
+    for program in [*programs, *sorted((ROOT / "tools").glob("*.py"))]:
+        done = subprocess.run([sys.executable, "-S", program, "x"], text=True, capture_output=True)
+        assert done.returncode == 1 and not done.stdout
+        [said] = done.stderr.splitlines()
+        assert said.startswith("No module named") and said.endswith("`uv run`, which installs it.")
+    command = [sys.executable, "-S", "-c", "import sbtrpo"]
+    done = subprocess.run(command, text=True, capture_output=True, cwd=ROOT)
+    assert "ModuleNotFoundError" in done.stderr.splitlines()[-1]
+
+
+def test_a_report_that_cannot_be_written_is_a_sentence(tmp_path, capsys, monkeypatch):
+    """OUT below a file, before anything is read; a disk that is full at the first picture."""
+    folder = write_run(tmp_path / "runs/here/A-v0/sbtrpo/seed-0", *made_up(0))
+    (tmp_path / "file").write_text("")
+    said = refused(report.main, [tmp_path / "file/out", folder], capsys)
+    assert said == f"{tmp_path}/file/out cannot be the folder of the pictures: {tmp_path}/file is a file."
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report.Figure, "savefig", full)
+    said = refused(report.main, [tmp_path / "out", folder], capsys)
+    assert said == f"{tmp_path}/out/A-v0_curves.png cannot be written: No space left on device."
+
+
+@pytest.mark.parametrize("change", [
+    {"delta": "x"}, {"cost_limit": "x"}, {"algorithm": 5}, 5, {"delta": None}], ids=str)
+def test_a_damaged_config_leaves_out_one_run(change, tmp_path, capsys):
+    """Not the report on all others; a label that is no text is one all the same."""
+    columns, about = made_up(0)
+    columns |= {f"Misc/{name}": np.ones(40) for name in
+                ("reward_change", "best_reward", "cost_change", "best_cost", "kl")}
+    about["config"] |= {"delta": 0.01}
+    write_run(tmp_path / "runs/here/A-v0/sbtrpo/seed-0", columns, about)
+    about = {**about, "config": about["config"] | change} if isinstance(change, dict) else {"config": 5}
+    if change == {"algorithm": 5}:
+        about |= change
+    folder = write_run(tmp_path / "runs/here/A-v0/sbtrpo/seed-1", columns, about)
+    report.main([str(tmp_path / "out"), str(tmp_path / "runs")])
+    output, errors = capsys.readouterr()
+    assert "| 40,000 |" in output and (tmp_path / "out/A-v0_curves.png").exists()
+    if change != {"algorithm": 5}:
+        assert f"{folder}: left out, " in errors and "config.json" in errors
+
+
+@pytest.mark.parametrize("limit", ["-5", "nan", "inf"])
+def test_a_limit_that_is_none_is_refused(limit, tmp_path, capsys):
+    said = refused(report.main, [tmp_path / "out", tmp_path, f"--cost-limit={limit}"], capsys)
+    assert said.endswith("--cost-limit must be in [0, inf)")
+
+
+def test_labels_are_no_code_of_matplotlib(tmp_path, capsys):
+    """One that begins with an underscore would be in no legend, and without any a traceback; $ is TeX."""
+    folder = write_run(tmp_path / "runs/here/A-v0/sbtrpo/seed-0", *made_up(0))
+    for label in ("_a", r"a$\foo$"):
+        report.main([str(tmp_path / "out"), f"{label}={folder}"])
+        assert f"| {label} " in capsys.readouterr().out

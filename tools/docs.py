@@ -13,8 +13,11 @@ columns on a laptop and one on a phone.
 import argparse, ast, re, sys
 from pathlib import Path
 
-import pycco.main
-import pycco_resources
+try:
+    import pycco.main
+    import pycco_resources
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}: start this with `uv run`, which installs it.")
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("sbtrpo.py", "ctrpo.py", "strpo.py")
@@ -88,14 +91,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "docs" / "rendered", metavar="FOLDER",
                         help="where the pages go (default docs/rendered)")
     folder = parser.parse_args(argv).folder
+    pages = {f"{Path(script).stem}.html": page(script) for script in SCRIPTS}
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "pycco.css").write_text(pycco_resources.css + STYLE)
+        for name, text in pages.items():
+            (folder / name).write_text(text)
+            print(folder / name)
     except OSError as error:
         sys.exit(f"{folder} cannot be the folder of the pages: {error.strerror}.")
-    for script in SCRIPTS:
-        (folder / f"{Path(script).stem}.html").write_text(page(script))
-        print(folder / f"{Path(script).stem}.html")
-    (folder / "pycco.css").write_text(pycco_resources.css + STYLE)
 
 
 if __name__ == "__main__":

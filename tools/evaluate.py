@@ -43,9 +43,12 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one BLAS thread: the same bits in every process
-import gymnasium
-import numpy as np
-from tqdm import tqdm
+try:
+    import gymnasium
+    import numpy as np
+    from tqdm import tqdm
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}: start this with `uv run`, which installs it.")
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -382,7 +385,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.video and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "osmesa")
     algorithms = [loaded[0] for loaded in runs.values()]
-    errors = BrokenExecutor, *(algorithm.Failure for algorithm in algorithms)
+    errors = BrokenExecutor, OSError, *(algorithm.Failure for algorithm in algorithms)
     spawn = multiprocessing.get_context("spawn")
     os.environ["PYTHONHASHSEED"] = "0"  # as in training, for the processes begun here
     executor = ProcessPoolExecutor(options.workers, spawn, algorithms[0].guard_worker, (os.getpid(),))
@@ -408,7 +411,7 @@ def main(argv: list[str] | None = None) -> None:
                  "by_action_noise": judged}
         try:
             keep(algorithms[0].write, options.output, json.dumps(about, indent=1) + "\n")
-        except (OSError, *errors) as error:
+        except errors as error:
             sys.exit(str(error))
     if options.figure:
         robustness(options.figure, judged)

@@ -47,10 +47,13 @@ import argparse, csv, glob, json, math, os, re, sys
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-import numpy as np
-from matplotlib.figure import Figure
-from scipy.stats import trim_mean
+try:
+    import matplotlib
+    import numpy as np
+    from matplotlib.figure import Figure
+    from scipy.stats import trim_mean
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}: start this with `uv run`, which installs it.")
 
 COLUMNS = {"return": "Metrics/EpRet", "cost": "Metrics/EpCost", "length": "Metrics/EpLen",
            "safety probability": "Metrics/SafetyProbability", "safe reward": "Metrics/SafeReward",
@@ -161,21 +164,21 @@ def read(folder: Path, label: str) -> Run | str:
         about = dict(json.loads((folder / "config.json").read_text()))
     except (OSError, TypeError, ValueError):
         about = {}
-    config = about.get("config", about)  # ours keeps versions beside it
     *_, experiment, task, around, _ = ("", "", "", *folder.resolve().parts)
-    algorithm = "config" in about and algorithm_of(folder, about) or around
     try:
+        config = dict(about.get("config", about))  # ours keeps versions beside it
+        algorithm = str("config" in about and algorithm_of(folder, about) or around)
+        limit = config.get("cost_limit")  # of several budgets, the sum
+        limit = None if limit is None else float(np.sum(limit))
         columns = {name: np.array([float(row[column]) for row in rows])
                    for name, column in COLUMNS.items() if rows and column in rows[0]}
         columns = {name: np.where(np.isinf(values), np.nan, values) for name, values in columns.items()}
         columns |= angles_of(folder, rows, config)
         steps = np.array([int(float(row["Train/TotalSteps"])) for row in rows])
-    except (KeyError, ValueError) as error:
-        return f"{type(error).__name__} {error} in progress.csv"
+    except (KeyError, TypeError, ValueError) as error:
+        return f"{type(error).__name__} {error} in progress.csv or config.json"
     if not len(steps) or not {"return", "cost"} <= set(columns):
         return f"there is no {'return and cost' if len(steps) else 'epoch'} in progress.csv"
-    limit = config.get("cost_limit")  # of several budgets, the sum
-    limit = None if limit is None else float(np.sum(limit))
     return Run(folder, str(config.get("task", task)), algorithm, str(config.get("experiment", experiment)),
                label, str(config.get("seed", folder.name)), limit, steps, columns,
                {name: config[name] for name in config if "config" in about and name not in FREE})
@@ -330,6 +333,10 @@ def front(worse: np.ndarray, better: np.ndarray) -> list[int]:
 
 # pictures
 def named(label: str, runs: int, seeds: str = "seed") -> str:
+    """As matplotlib takes it: a label with an underscore before it is in no legend, one with $ is TeX."""
+    if label.startswith("_"):
+        label = f" {label}"
+    label = label.replace("$", r"\$")
     return f"{label} ({runs} {seeds}{'s' * (runs > 1)})"
 
 
@@ -357,8 +364,11 @@ def smooth(steps: np.ndarray, values: np.ndarray, at: np.ndarray, window: float)
 
 
 def save(figure: Figure, path: Path, **options) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, **options)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150, **options)
+    except OSError as error:
+        sys.exit(f"{path} cannot be written: {error.strerror}.")
     print(path)
 
 
@@ -586,6 +596,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     for name in ("steps", "window"):
         if getattr(options, name) is not None and not getattr(options, name) > 0:
             parser.error(f"--{name} must be positive")
+    if options.cost_limit is not None and not 0 <= options.cost_limit < math.inf:
+        parser.error("--cost-limit must be in [0, inf)")
     if (options.out / "progress.csv").exists():
         parser.error(f"{options.out} is a run: the first folder is the one for the pictures")
     return options
@@ -593,8 +605,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
-    if options.out.is_file():
-        sys.exit(f"{options.out} cannot be the folder of the pictures: it is a file.")
+    for path in (options.out, *options.out.parents):
+        if path.is_file():
+            sys.exit(f"{options.out} cannot be the folder of the pictures: {path} is a file.")
     tasks, limits = grouped(find(options.runs)), {}
     for task, groups in tasks.items():
         limits[task], groups = with_regret(groups, options.cost_limit, task)

@@ -46,8 +46,11 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from distributed import Client, LocalCluster, Reschedule, as_completed, get_worker
-from tqdm import tqdm
+try:
+    from distributed import Client, LocalCluster, Reschedule, as_completed, get_worker
+    from tqdm import tqdm
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}: start this with `uv run`, which installs it.")
 
 try:
     import tomllib
@@ -387,7 +390,7 @@ def connect(options: argparse.Namespace, runs: int, stack: contextlib.ExitStack)
             n_workers=min(options.parallel, runs), threads_per_worker=1, memory_limit=0,
             dashboard_address="127.0.0.1:0", silence_logs="CRITICAL", preload=[DEAF]))
         return stack.enter_context(Client(address, timeout=10))
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:  # TypeError: tls without a certificate
         raise Mistake(f"--scheduler {options.scheduler} does not answer: {error}") from None
 
 
