@@ -42,7 +42,7 @@ policy stays. It sees estimates of a and m: the true J_c may end above b, by O(d
 Differs from the paper in
  1. J_c, b, m, a, g_c have one unit, cost per episode. In the authors' code, "the release", a keeps
     that of A_c, discounted; KL is averaged over action dimensions. `--official-units 1`.
- 2. (4) comes from two solves with F, not from one with H: if both are rough, D may exceed delta.
+ 2. (4) comes from two solves with F, not one with H: if rough, D may exceed delta, or be less.
  3. Default barrier -log x: infinite at the boundary; x log x is finite, and iterates get stuck.
  4. Conjugate gradients stop after 5 iterations, against noise; the damping is 1e-4, not 0.1.
  5. J_c is the mean cost of the batch's episodes; the release's that of 50: `--cost-window 50`.
@@ -70,14 +70,16 @@ import os, platform, random, re, signal, sys, threading, time, unittest.mock, zl
 from pathlib import Path
 from typing import NamedTuple
 
-import autograd.numpy as anp
-import filelock
-import gymnasium
-import loky
-import numpy as np
-import threadpoolctl
-from autograd import make_vjp
-from gymnasium import spaces
+try:
+    import filelock, gymnasium, loky, threadpoolctl
+    import autograd.numpy as anp
+    import numpy as np
+    from autograd import make_vjp
+    from gymnasium import spaces
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"{error}: start this with `uv run`, which installs it.")
 
 # ----------------------------------------------------------------------------- 1. the step
 def barrier_divergence(change, margin, barrier):
@@ -212,7 +214,7 @@ class Failure(Exception):
     """Ends a run: one sentence that says what was wrong, where, and what to do."""
 
 class Diverged(Failure):
-    """The policy itself is not finite: to resume would not help."""
+    """The policy or a critic is not finite: to resume would not help."""
 
 WEIGHTS, CRITICS, EPISODE = 2, 3, 4  # purposes of random streams; evaluation has 1
 WARM_UP, UNSAFE = 2**41, 2**40  # first episode of the warm-up, of sTRPO's unsafe policy
@@ -463,15 +465,17 @@ def less_the_others(returns, lengths):
 
 def with_signal(advantages, signal, returns, lengths):
     """Advantages, but 0 where they are below the rounding of the returns; and everywhere, if at
-    equal time all episodes have equal returns (a single one: a constant signal): no action has made
-    a difference, whatever a critic says, and a natural step would follow rounding."""
+    equal time all episodes have equal returns (one alone: a constant signal): no action has made a
+    difference, whatever a critic says, and a natural step would follow rounding."""
     rounding = 1e-12 * np.abs(returns).max()
     contrast = signal - signal.mean()
     if len(lengths) > 1:
-        contrast = less_the_others(returns, lengths)
+        times = np.concatenate([*map(np.arange, lengths)])
+        alone = times >= np.sort(lengths)[-2]  # no other episode is as long
+        contrast = np.where(alone, contrast, less_the_others(returns, lengths))
     if np.abs(contrast).max() <= rounding:
         return np.zeros_like(advantages)
-    return np.where(np.abs(advantages) > rounding, advantages, 0.0)
+    return np.where(np.abs(advantages) <= rounding, 0.0, advantages)  # NaN stays
 
 def fit_critic(critic, sizes, inputs, targets, orders, slope=np.subtract):
     """Passes of Adam over minibatches of 256, in each of orders, permutations of the rows.
@@ -488,6 +492,8 @@ def fit_critic(critic, sizes, inputs, targets, orders, slope=np.subtract):
         square += 0.001 * (gradient**2 - square)
         rate = 2e-3 * math.sqrt(1 - 0.999**t) / (1 - 0.9**t)
         critic -= rate * mean / (np.sqrt(square) + 1e-8)
+    if not np.isfinite(critic).all():
+        raise Diverged("a critic is not finite: rewards or costs are too large for it")
     return critic.astype(float)
 
 def fit_to(batch, critic, sizes, targets, rng, slope=np.subtract):
@@ -760,7 +766,10 @@ def make_executor(config):
 
     for name in ("client", "batched"):  # collect says what was lost
         logging.getLogger(f"distributed.{name}").setLevel("CRITICAL")
-    client = Client(config.scheduler)
+    try:
+        client = Client(config.scheduler)
+    except (TypeError, ValueError) as error:
+        raise Failure(f"--scheduler {config.scheduler}: {error}.") from None
     client.upload_file(__file__)
     return client.get_executor()
 
@@ -974,10 +983,11 @@ def load_run(run):
     try:
         about = json.loads((run / "config.json").read_text())
         if about.get("algorithm", ALGORITHM) != ALGORITHM:
-            raise Failure(f"{run} is a run of {about['algorithm']}.py, not of {ALGORITHM}.py.")
+            raise Failure(f"it is a run of {about['algorithm']}.py, not of {ALGORITHM}.py")
         config = Config(**about["config"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise Failure(f"{run} holds no run that can be resumed: config.json: {error}.") from None
+    except (Failure, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        text = str(error).rstrip(".")
+        raise Failure(f"{run} holds no run that can be resumed: config.json: {text}.") from None
     for path in (run / "checkpoint.npz", run / "checkpoint.previous.npz"):
         try:
             with np.load(path) as arrays:
@@ -1094,15 +1104,17 @@ def several_barriers_step(reward_gradient, reward_direction, cost_gradients, cos
     goal = np.append(1.0, np.zeros(len(margins)))  # weights of the best steps
     if np.any(recovery):
         goal = np.append(0.0, -recovery.astype(float))
-    kept = 1 + np.flatnonzero(~recovery & (stiffness > 0))
-    system = cosines[np.ix_(kept, kept)] + np.diag(1 / stiffness[kept - 1])
+    kept = 1 + np.flatnonzero(~recovery & (stiffness > 1e-300))
+    stiffness = stiffness[kept - 1]
+    scale = 1 / np.sqrt(1 + 1 / stiffness)  # so the diagonal is 1, for budgets near and far
+    system = cosines[np.ix_(kept, kept)] * np.outer(scale, scale) + np.diag(1 / (1 + stiffness))
+    shares = scale * np.linalg.lstsq(system, scale * (cosines[kept] @ goal), rcond=None)[0]
     weights = goal.copy()
-    shares = np.linalg.lstsq(system, cosines[kept] @ goal, rcond=None)[0]
     weights[kept] -= shares
     length2 = float(weights @ cosines @ weights)  # in F, over 2 delta
     if length2 <= 1e-12:  # rounding
         length2 = 0.0
-    length2 += np.sum(shares**2 / stiffness[kept - 1])  # in H
+    length2 += np.sum(shares**2 / stiffness)  # in H
     weights *= 1 / math.sqrt(length2) if length2 > 0 else 0.0
     step = weights @ best_steps
     return step, {"rho": cosines[0, 1:], "kl": float(delta * weights @ cosines @ weights),
@@ -1246,7 +1258,7 @@ def main(argv=None):
         print(report(run, train(config, run, state)))
         lock.release()  # else it ends with this process
         return 0
-    except (Failure, OSError, ImportError, KeyboardInterrupt) as error:
+    except (Failure, OSError, ImportError, MemoryError, KeyboardInterrupt) as error:
         saved = "\nWhat was saved is whole" if run else ""
         if run and not isinstance(error, Diverged):
             saved += f". Other options take a new --experiment; else go on with --resume {run}"

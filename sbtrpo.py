@@ -67,14 +67,16 @@ import os, platform, random, re, signal, sys, threading, time, unittest.mock, zl
 from pathlib import Path
 from typing import NamedTuple
 
-import autograd.numpy as anp
-import filelock
-import gymnasium
-import loky
-import numpy as np
-import threadpoolctl
-from autograd import make_vjp
-from gymnasium import spaces
+try:
+    import filelock, gymnasium, loky, threadpoolctl
+    import autograd.numpy as anp
+    import numpy as np
+    from autograd import make_vjp
+    from gymnasium import spaces
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"{error}: start this with `uv run`, which installs it.")
 
 # ----------------------------------------------------------------------------- 1. the step
 def convex_weights(rho, beta):
@@ -205,7 +207,7 @@ class Failure(Exception):
     """Ends a run: one sentence that says what was wrong, where, and what to do."""
 
 class Diverged(Failure):
-    """The policy itself is not finite: to resume would not help."""
+    """The policy or a critic is not finite: to resume would not help."""
 
 WEIGHTS, CRITICS, EPISODE = 2, 3, 4  # purposes of random streams; evaluation has 1
 WARM_UP, UNSAFE = 2**41, 2**40  # first episode of the warm-up, of sTRPO's unsafe policy
@@ -456,15 +458,17 @@ def less_the_others(returns, lengths):
 
 def with_signal(advantages, signal, returns, lengths):
     """Advantages, but 0 where they are below the rounding of the returns; and everywhere, if at
-    equal time all episodes have equal returns (a single one: a constant signal): no action has made
-    a difference, whatever a critic says, and a natural step would follow rounding."""
+    equal time all episodes have equal returns (one alone: a constant signal): no action has made a
+    difference, whatever a critic says, and a natural step would follow rounding."""
     rounding = 1e-12 * np.abs(returns).max()
     contrast = signal - signal.mean()
     if len(lengths) > 1:
-        contrast = less_the_others(returns, lengths)
+        times = np.concatenate([*map(np.arange, lengths)])
+        alone = times >= np.sort(lengths)[-2]  # no other episode is as long
+        contrast = np.where(alone, contrast, less_the_others(returns, lengths))
     if np.abs(contrast).max() <= rounding:
         return np.zeros_like(advantages)
-    return np.where(np.abs(advantages) > rounding, advantages, 0.0)
+    return np.where(np.abs(advantages) <= rounding, 0.0, advantages)  # NaN stays
 
 def fit_critic(critic, sizes, inputs, targets, orders, slope=np.subtract):
     """Passes of Adam over minibatches of 256, in each of orders, permutations of the rows.
@@ -481,6 +485,8 @@ def fit_critic(critic, sizes, inputs, targets, orders, slope=np.subtract):
         square += 0.001 * (gradient**2 - square)
         rate = 2e-3 * math.sqrt(1 - 0.999**t) / (1 - 0.9**t)
         critic -= rate * mean / (np.sqrt(square) + 1e-8)
+    if not np.isfinite(critic).all():
+        raise Diverged("a critic is not finite: rewards or costs are too large for it")
     return critic.astype(float)
 
 def fit_to(batch, critic, sizes, targets, rng, slope=np.subtract):
@@ -753,7 +759,10 @@ def make_executor(config):
 
     for name in ("client", "batched"):  # collect says what was lost
         logging.getLogger(f"distributed.{name}").setLevel("CRITICAL")
-    client = Client(config.scheduler)
+    try:
+        client = Client(config.scheduler)
+    except (TypeError, ValueError) as error:
+        raise Failure(f"--scheduler {config.scheduler}: {error}.") from None
     client.upload_file(__file__)
     return client.get_executor()
 
@@ -967,10 +976,11 @@ def load_run(run):
     try:
         about = json.loads((run / "config.json").read_text())
         if about.get("algorithm", ALGORITHM) != ALGORITHM:
-            raise Failure(f"{run} is a run of {about['algorithm']}.py, not of {ALGORITHM}.py.")
+            raise Failure(f"it is a run of {about['algorithm']}.py, not of {ALGORITHM}.py")
         config = Config(**about["config"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise Failure(f"{run} holds no run that can be resumed: config.json: {error}.") from None
+    except (Failure, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        text = str(error).rstrip(".")
+        raise Failure(f"{run} holds no run that can be resumed: config.json: {text}.") from None
     for path in (run / "checkpoint.npz", run / "checkpoint.previous.npz"):
         try:
             with np.load(path) as arrays:
@@ -1170,7 +1180,7 @@ def main(argv=None):
         print(report(run, train(config, run, state)))
         lock.release()  # else it ends with this process
         return 0
-    except (Failure, OSError, ImportError, KeyboardInterrupt) as error:
+    except (Failure, OSError, ImportError, MemoryError, KeyboardInterrupt) as error:
         saved = "\nWhat was saved is whole" if run else ""
         if run and not isinstance(error, Diverged):
             saved += f". Other options take a new --experiment; else go on with --resume {run}"

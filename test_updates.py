@@ -45,7 +45,7 @@ import strpo
 from conftest import check, slow
 from ctrpo import barrier_step
 from problems import (
-    BARRIERS, IDENTITY, barrier_training, both_barriers, cases, first_order, garnets,
+    BARRIERS, IDENTITY, bandit, barrier_training, both_barriers, cases, first_order, garnets,
     optimal_safety_biased_step, plane, problems, random_problem, safe_starts, units)
 from sbtrpo import conjugate_gradients, convex_weights, safety_biased_step
 from tabular_cmdp import hazard_grid, two_state
@@ -329,7 +329,8 @@ def test_budget_is_honoured_to_first_order(problem, beta, excess):
 
 def test_cost_falls_wherever_its_gradient_is_not_zero():
     """Theorem 4.2(1): g_c != 0, random policies of 300 Garnets. The small step proves the first-order claim;
-    the full step at delta = .01 is measured. Control: the reward step alone, where rho > .01."""
+    the full step at delta = .01 is measured. Controls: the reward step alone, where rho > .01; the full step
+    towards an action of probability 1e-5 that earns and costs 1, which the small step hardly sees."""
     small, full, control, tried, controls = -np.inf, -np.inf, np.inf, 0, 0
     for world, theta in cases(300)[3:]:
         vectors = first_order(world, theta)
@@ -347,6 +348,11 @@ def test_cost_falls_wherever_its_gradient_is_not_zero():
           cases=tried)
     check("cost change of a full step, 300 Garnets [best decrease]", full, at_most=-0.1, supports="B2")
     check("  control: the reward step raises cost when rho > .01 (least)", control, at_least=0.009)
+    world, theta = bandit((0, 0, 1), (1, 0, 1)), np.log([[0.5, 0.5 - 1e-5, 1e-5]])
+    vectors = first_order(world, theta)
+    moved = theta + safety_biased_step(*vectors, 0.01, 0.75)[0]
+    rise = (world.J(moved, world.c) - world.J(theta, world.c)) / units(*vectors, 0.01)[1]
+    check("  control: a rare action: cost change of a full step [best decrease]", rise, at_least=1)
     check("  control: cases", controls, at_least=30)
 
 
@@ -370,19 +376,22 @@ def test_reward_rises_iff_rho_is_below_one_minus_beta():
 
 def test_aligned_gradients_raise_reward():
     """Theorem 4.2(2) as stated: g_r != 0 and g_r.step_c >= 0 (rho <= 0), beta < 1; 300 Garnets, exact small
-    step."""
-    worst, met = np.inf, 0
+    step. Control: where rho > 1 - beta, the reward falls."""
+    worst, met, control, controls = np.inf, 0, -np.inf, 0
     for world, theta in cases(300)[3:]:
         vectors = first_order(world, theta)
         best, _, rho = units(*vectors, 0.01)
+        step = safety_biased_step(*vectors, 0.01, 0.75)[0].reshape(theta.shape)
+        gain = (world.J(theta + 1e-4 * step, world.r) - world.J(theta, world.r)) / (1e-4 * best)
         if rho <= 0:
-            step = safety_biased_step(*vectors, 0.01, 0.75)[0].reshape(theta.shape)
-            met += 1
-            gain = world.J(theta + 1e-4 * step, world.r) - world.J(theta, world.r)
-            worst = min(worst, gain / (1e-4 * best))
+            worst, met = min(worst, gain), met + 1
+        elif rho > 0.26:
+            control, controls = max(control, gain), controls + 1
     check("reward gain when rho <= 0, beta = .75 [best gain], at least 1 - beta", worst, at_least=0.249,
           supports="B3", cases=met)
     check("  cases", met, at_least=30)
+    check("  control: reward gain where rho > .26 [best gain] (largest)", control, at_most=-0.005)
+    check("  control: cases", controls, at_least=30)
 
 
 # ---------------------------------------------------------- C-TRPO: the step, and that it stays safe (A2, B8)

@@ -166,9 +166,11 @@ class CloseRaises(Walk):
 
 
 class Endless(Walk):
-    """An episode that never ends, and does not like to be interrupted."""
+    """An episode that never ends, and does not like to be interrupted; leaves the file `stepping`."""
 
     def step(self, action):
+        if self.t == 10:
+            open("stepping", "w").close()
         with contextlib.suppress(BaseException):
             time.sleep(1e-4)
         return *super().step(action)[:2], False, False, {"cost": 0.0}
@@ -271,5 +273,6 @@ def fit_and_die(*arguments):
 
 
 def fit_and_hang(*arguments):
-    """Never ends."""
+    """Never ends; leaves the file `fitting`."""
+    open("fitting", "w").close()
     time.sleep(1e6)

@@ -1,4 +1,5 @@
 """A gradient without a signal is no gradient: what no action changes takes no part of the trust region."""
+import contextlib
 import csv
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -127,3 +128,38 @@ def test_scaling_of_observations_moves_neither_policy_nor_critics(script, tmp_pa
             kept.append(np.abs(outputs(after[name], last) - old).max())
             moved.append(np.abs(outputs(accepted[name], last) - old).max())
     assert len(seen) == 6 and max(kept) < 1e-12 and max(moved) > 0.01
+
+
+@pytest.mark.parametrize("script", [sbtrpo, ctrpo, strpo], ids=lambda script: script.__name__)
+def test_a_critic_that_overflows_ends_the_run(script, tmp_path, monkeypatch):
+    """A finite reward of 1e25, in one step of the third epoch, is too large for float32: the run says so, and
+    does not go on with advantages of 0 for ever. Control: a reward of 1e6 does not."""
+    options = f"{SMALL} environments:Walk-v0 --advantage gae" + " --exclusion none" * (script is strpo)
+    collect = script.collect
+
+    def spoilt(executor, config, actor, first, size, attempt=1):
+        executor, episodes = collect(executor, config, actor, first, size, attempt)
+        if 20 <= first < script.UNSAFE:
+            episodes[0].rewards[3] = largest
+        return executor, episodes
+
+    monkeypatch.setattr(script, "collect", spoilt)
+    for largest in (1e6, 1e25):
+        ends = pytest.raises(script.Diverged, match="a critic is not finite")
+        with np.errstate(all="ignore"), ends if largest > 1e6 else contextlib.nullcontext():
+            trained(script, f"{options} --experiment {largest:.0f}", tmp_path, monkeypatch)
+
+
+def test_a_cost_that_only_the_longest_episode_meets_is_a_signal():
+    """One cost in the last step of 3,000; the others end after five. By the time when a second episode is as
+    long, the discount leaves 1e-13 of it. Control: no cost at all."""
+    others = [np.zeros(5) for _ in range(19)]
+    assert kept([*others, np.append(np.zeros(2999), 1.0)]).any()
+    assert not kept([*others, np.zeros(3000)]).any()
+
+
+def test_no_number_becomes_no_signal():
+    """An advantage that is NaN stays NaN, so that the step says so."""
+    signal, lengths = np.array([1.0, 0.0, 0.0, 2.0]), np.array([2, 2])
+    left = sbtrpo.with_signal(np.array([1.0, np.nan, 0.0, 3.0]), signal, signal, lengths)
+    assert np.isnan(left[1]) and np.array_equal(left[[0, 2, 3]], [1, 0, 3])
