@@ -390,6 +390,17 @@ def test_safety_bias_ends_safe_and_productive_on_the_grid():
     check("  ... and far from the optimum (gap)", best - useless[0], at_least=0.09)
 
 
+def test_golden_rewards_of_the_first_safe_policies():
+    """Grid A from the uniform policy, delta = .001: J_r where J_c first falls below .001, four digits; beta =
+    1 is cost only. What makes SB-TRPO more than that is there before the cost is gone."""
+    for beta, golden in ((0.5, 0.0384), (0.75, 0.0131), (1.0, 0.0027)):
+        _, path = train_exactly(hazard_grid("A"), safety_biased_step, beta, 100, delta=0.001,
+                                until=lambda _, cost: cost < 1e-3)
+        assert path[-1, 1] < 1e-3
+        check("grid: golden J_r of the first safe policy [last digit]", abs(path[-1, 0] - golden) / 1e-4,
+              at_most=0.55)
+
+
 def test_exhausted_cost_leaves_the_reward_step():
     """When the cost is below rounding, its gradient counts as zero and both updates return the full reward
     step. Control: without that, g.x is negative in some iteration, which no positive metric can give."""

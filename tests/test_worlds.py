@@ -169,6 +169,23 @@ def test_golden_uniform_policies():
     check("grid: golden rho (4 digits)", abs(rho - 0.1077), at_most=5e-5)
 
 
+def test_golden_damping():
+    """Grid A, uniform policy: the largest eigenvalue of F is .072, so that a damping of .1 turns the natural
+    gradient of the reward, and 1e-4, the scripts' default, hardly: cosines with F^+ g, in the F metric."""
+    world = hazard_grid("A")
+    theta = np.zeros(world.r.shape)
+    F, g = world.fisher(theta), world.gradient(theta, world.r).ravel()
+    x = world.natural_direction(theta, world.r).ravel()
+    largest = np.linalg.eigvalsh(F)[-1]
+    check("grid: golden largest eigenvalue of F (3 digits)", abs(largest - 0.072), at_most=5e-4)
+    for damping, golden, digit in ((0.1, 0.76, 0.01), (0.01, 0.927, 1e-3), (1e-3, 0.995, 1e-3),
+                                   (1e-4, 0.9999, 1e-4)):
+        y = np.linalg.solve(F + damping * np.eye(len(F)), g)
+        cosine = x @ F @ y / math.sqrt((x @ F @ x) * (y @ F @ y))
+        check("grid: golden cosine of damped directions [last digit]", abs(cosine - golden) / digit,
+              at_most=0.55)
+
+
 # --------------------------------------------------------------------------------- the worlds as environments
 
 
