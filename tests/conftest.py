@@ -130,7 +130,7 @@ C9 corrected | C-TRPO (summary), mechanism 1 | holds as corrected
     both barriers, at (1 - 1e-13) of margins from 1e-300 to 1e150, and beyond
 A4 step | C-TRPO with several budgets, the step | holds
     the natural reward step for H = F + sum w_i g_i g_i^T takes m + 1 products with F^-1, and m x m
-    random metrics, 2 to 4 costs, w_i g_i.x_i of 0 and of .001 to 1e12, dependent and zero gradients
+    random metrics, 2 to 4 costs, w_i g_i.x_i of 0 and of 1e-20 to 1e12, dependent and zero gradients
 A4 safe | C-TRPO with several budgets, safety | holds
     the exact divergence, with a barrier for each budget, keeps all J_i below b_i, by construction
     tried: rounding, and that it gains; whole runs in a corridor and on Garnets of two costs, delta .1
