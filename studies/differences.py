@@ -15,7 +15,8 @@ episodes.
 
 difference   of the means, with Welch's 95% interval, for normal samples of different variances; p is that of
              his test. A published sample is known by its mean, standard deviation and number of seeds. One
-             seed beside it counts as a new draw from it: its standard deviation is that of the published one
+             seed beside it counts as a new draw from it: its standard deviation is that of the published one,
+             and a share of 100 episodes has their binomial error besides
 slope        of the least-squares line through all seeds of a dial, with its 95% interval and the p of t
 Holm         p, corrected by Holm's method for the number of lines in its section
 verdict      `differs` where that is below 5%, else `not distinguishable`: alike, or too few seeds to tell
@@ -24,7 +25,7 @@ The sampled policy and its mean action meet the same 100 worlds: McNemar's exact
 just one of them is safe. How many these are is not kept; p is the largest that the two numbers allow.
 """
 
-import argparse, itertools, json, sys
+import argparse, itertools, json, math, sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,7 +46,7 @@ PAIRS = {  # title: first, second, metrics
     f"The optimal step against the convex one: SB-TRPO on {CIRCLE2}, β = 0.75":
         (f"sbtrpo-{CIRCLE2}-optimal", f"sbtrpo-{CIRCLE2}-beta-0.75", METRICS),
     f"C-TRPO with a budget of 25 against SB-TRPO: {CIRCLE2}":
-        (f"ctrpo-{CIRCLE2}-cost-limit-25", f"sbtrpo-{CIRCLE2}-defaults-800k", METRICS),
+        (f"ctrpo-{CIRCLE2}-cost-limit-25", f"sbtrpo-{CIRCLE2}-beta-0.75", METRICS),  # of one sweep
     f"The release's settings against our defaults: C-TRPO on {HOPPER}":
         (f"ctrpo-{HOPPER}-paper", f"ctrpo-{HOPPER}-defaults-5M", METRICS[:2]),
     f"The release's settings against our defaults: C-TRPO on {POINT}":
@@ -85,15 +86,18 @@ def sample(values) -> Sample:
     return Sample(float(values.mean()), float(spread(values)), len(values))
 
 
-def welch(first: Sample, second: Sample) -> tuple[float, float, float]:
+def welch(first: Sample, second: Sample, besides: float = 0.0) -> tuple[float, float]:
     """Half the width of the 95% interval of the difference, and p. A single first value has the variance of
-    the second sample."""
+    the second sample, and one besides. NaN where a standard deviation is; equal samples that do not vary are
+    alike, others differ."""
     pair = [[x.std**2, x.n] for x in (first, second)]
     if first.n == 1:
-        variance, freedom = pair[1][0] * (1 + 1 / second.n), second.n - 1
+        variance, freedom = pair[1][0] * (1 + 1 / second.n) + besides, second.n - 1
     else:
         parts = [square / n for square, n in pair]
         variance = sum(parts)
+        if variance == 0:
+            return 0.0, float(first.mean == second.mean)
         freedom = variance**2 / sum(part**2 / (n - 1) for part, (_, n) in zip(parts, pair))
     error = variance**0.5
     half = stats.t.ppf(0.975, freedom) * error
@@ -108,16 +112,18 @@ def mcnemar(safe: int, other: int, worlds: int = 100) -> float:
 
 
 def holm(values: list[float]) -> list[float]:
-    """The k-th smallest of m is multiplied by m + 1 - k; none falls below the one before it, or exceeds 1."""
-    corrected, largest = [0.0] * len(values), 0.0
-    for k, i in enumerate(np.argsort(values)):
-        largest = max(largest, (len(values) - k) * values[i])
-        corrected[i] = min(1.0, largest)
+    """The k-th smallest of m is multiplied by m + 1 - k; none falls below the one before it, or exceeds 1.
+    NaN stays, and counts as one of the m."""
+    corrected, largest = [math.nan] * len(values), 0.0
+    for k, i in enumerate(np.argsort(values)):  # NaN is last
+        if not math.isnan(values[i]):
+            largest = max(largest, (len(values) - k) * values[i])
+            corrected[i] = min(1.0, largest)
     return corrected
 
 
 def printed(p: float) -> str:
-    return f"{p:.2g}" if p >= 0.001 else "< .001"
+    return "–" if math.isnan(p) else f"{p:.2g}" if p >= 0.001 else "< .001"
 
 
 def section(title: str, lines: list[tuple]) -> str:
@@ -125,12 +131,16 @@ def section(title: str, lines: list[tuple]) -> str:
     rows = []
     for (*cells, p), corrected in zip(lines, holm([line[-1] for line in lines])):
         verdict = "**differs**" if corrected < 0.05 else "not distinguishable"
+        if math.isnan(corrected):
+            verdict = "not tested"
         rows.append([*map(str, cells), printed(p), printed(corrected), verdict])
     return f"\n### {title}\n\n{joined(HEAD, rows)}\n"
 
 
 def compared(metric: str, first: Sample, second: Sample) -> tuple:
-    half, p = welch(first, second)
+    """A line of a section; of a single policy, a safety is the share of 100 episodes."""
+    besides = first.mean * (1 - first.mean) / 100 if metric == "safety" and first.n == 1 else 0.0
+    half, p = welch(first, second, besides)
     return metric, first, second, f"{first.mean - second.mean:+.3g} ± {half:.2g}", p
 
 

@@ -17,7 +17,7 @@ the next epoch, whose episodes nobody has chosen. The rest of the gap is what th
 with --cost-window, what J_c lags behind the cost of the batch. A row is a run, from a quarter of its epochs
 on:
 
-    noise        standard deviation of the differences of the cost of neighbouring epochs, over sqrt(2)
+    swing        standard deviation of the differences of the cost of neighbouring epochs, over sqrt(2)
     normal       share of epochs with a normal step; mean J_c and mean cost of these, and mean cost of the
                  epochs after them
     seen         by how much the cost rises in a normal step according to its own batch: the median of the
@@ -63,7 +63,7 @@ def cells_of(folder: Path) -> list[str]:
 
 def table(runs: list[Run]) -> str:
     costs = "this epoch", "next epoch"
-    head = ["run", "noise", "normal", "J_c", *costs, "seen", "recovery: J_c", *costs]
+    head = ["run", "swing", "normal", "J_c", *costs, "seen", "recovery: J_c", *costs]
     lines = [[f"{run.label or run.task}, seed {run.seed}", *cells_of(run.folder)] for run in runs]
     return joined(head, lines)
 

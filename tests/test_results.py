@@ -1,6 +1,6 @@
 """The index of results/ says what is there, no less and no more. Part of `uv run test_updates.py`."""
 
-import ast, csv, json, re, shlex, subprocess, sys
+import ast, csv, json, math, re, shlex, subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -287,6 +287,17 @@ def test_welch_and_holm_are_the_textbooks():
     p = [differences.welch(differences.sample(row[:1]), differences.sample(row[1:]))[1] for row in draws]
     assert stats.kstest(p, "uniform").pvalue > 1e-6
     assert differences.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    # what is not known is not tested; what does not vary differs, or not
+    one, other = differences.Sample(1.0, math.nan, 1), differences.Sample(2.0, math.nan, 5)
+    text = differences.section("a", [differences.compared("x", one, other), ("y", one, other, "", 0.01)])
+    assert "| – | – | not tested |" in text and "| 0.01 | 0.02 | **differs** |" in text
+    still = [differences.Sample(mean, 0.0, 3) for mean in (1.0, 1.0, 2.0)]
+    assert [differences.welch(still[0], each)[1] for each in still] == [1, 1, 0]
+    # of a single policy 90 of 100 episodes are safe: an error of .03 besides that of seeds, .02
+    one, other = differences.Sample(0.9, math.nan, 1), differences.Sample(0.98, 0.02, 5)
+    half, _ = differences.welch(one, other, 0.03**2)
+    assert half == pytest.approx(stats.t.ppf(0.975, 4) * math.sqrt(0.02**2 * 1.2 + 0.03**2))
+    assert f"± {half:.2g}" in differences.compared("safety", one, other)[3]
     # of 8 worlds one policy alone is safe: 2 / 2^8; of 14 and 20 unsafe ones 14, 13, ... 0 are the same
     assert differences.mcnemar(92, 100) == pytest.approx(2 / 2**8) and differences.mcnemar(100, 100) == 1
     possible = [stats.binomtest(14 - both, 34 - 2 * both).pvalue for both in range(15)]

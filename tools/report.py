@@ -326,7 +326,8 @@ def front(worse: np.ndarray, better: np.ndarray) -> list[int]:
     for i in np.lexsort((-better, worse)):
         if np.isnan(worse[i] + better[i]):
             continue
-        if not indices or better[i] > better[indices[-1]]:
+        last = indices[-1] if indices else i
+        if not indices or better[i] > better[last] or (worse[i], better[i]) == (worse[last], better[last]):
             indices.append(int(i))
     return indices
 
