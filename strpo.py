@@ -59,7 +59,7 @@ Sections 1 to 3 are the algorithm. The rest is what it stands on, bottom up; opt
 
 import argparse, concurrent.futures, contextlib, copy, csv, dataclasses, functools
 import importlib.metadata, importlib.util, io, itertools, json, logging, math, multiprocessing.util
-import os, platform, random, re, signal, sys, threading, time, unittest.mock, zlib
+import os, platform, random, re, signal, sys, threading, time, unittest.mock, zipfile, zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -728,6 +728,9 @@ def run_episode(task, seed, index, actor, costs=()):
         start = int(rng.integers(2**32))
         seed_all(start)
         observations = [to_vector(env.observation_space, env.reset(seed=start)[0])]
+        seen, known = observations[0].size, actor.mean.size
+        if seen != known:
+            raise ValueError(f"an observation has {seen} numbers, and the policy takes {known}")
         terminated = truncated = False
         while not (terminated or truncated):
             action = act(observations[-1])
@@ -991,6 +994,8 @@ def load_run(run):
         raise Failure(f"{run} holds no run that can be resumed: config.json: {text}.") from None
     for path in (run / "checkpoint.npz", run / "checkpoint.previous.npz"):
         try:
+            if path.exists() and not zipfile.is_zipfile(path):
+                raise ValueError("it is damaged or cut off")
             with np.load(path) as arrays:
                 state = dict(arrays)
             if state.pop("checksum") != checksum(state):
@@ -1071,6 +1076,9 @@ class Checked:
                           f"{self.total_steps:,} steps.")
         if self.scheduler and not re.fullmatch(r"(tcp|tls|wss?)://.+:\d+", self.scheduler):
             raise Failure(f"--scheduler is {self.scheduler!r} but must be as tcp://host:8786.")
+
+    def check_new(self):
+        """Of a new run, but not of one that is resumed."""
 # --- end shared ---
 
 # ------------------------------------------------------------- 6b. what sTRPO alone needs
@@ -1201,7 +1209,11 @@ def open_first_stage(config, run):
                 config, stage="unsafe", total_steps=config.unsafe_steps, cost_limit=limit)
             state = initial_state(first)
         save(folder, first, state)
+        if config.unsafe:  # nobody makes it anew
+            copy = (folder / "checkpoint.npz").read_bytes()
+            write(folder / "checkpoint.previous.npz", copy)
     first, state = load_run(folder)
+    save(folder, first, state)  # as open_run does: progress.csv of the same epoch
     text = f"stage one, the unsafe policy, in {folder}: {state['steps']:,} steps"
     if not config.unsafe:
         text += f" of {first.total_steps:,}, which come on top of those of stage two"
@@ -1275,6 +1287,8 @@ class Config(Checked):
                           f"{self.unsafe_steps:,}.")
         if self.stage == "unsafe" and np.ndim(self.cost_limit):
             raise Failure("--stage unsafe raises the sum of --costs: give one --cost-limit.")
+
+    def check_new(self):
         if self.unsafe and (task := given_config(self.unsafe).get("task", self.task)) != self.task:
             text = f"--unsafe {self.unsafe} is a run of {task}, and this one of {self.task}."
             raise Failure(text)
@@ -1332,6 +1346,7 @@ def open_run(argv):
             raise Failure(f"{run} has done {state['steps']:,} steps: --total-steps is too small.")
     else:
         config = Config(**PRESETS.get(options.get("preset"), {}) | options)
+        config.check_new()
         task = re.sub(r"[^\w.-]", "-", config.task)
         run = Path("runs", config.experiment, task, ALGORITHM, f"seed-{config.seed}")
         state = initial_state(config)

@@ -525,6 +525,13 @@ def test_a_scheduler_whose_address_dask_refuses_is_a_sentence(address):
     assert said.startswith(f"--scheduler {address}: ")
 
 
+def test_a_policy_of_other_observations_is_a_sentence():
+    """Where an environment gives other observations than those it was trained on."""
+    state = sbtrpo.initial_state(sbtrpo.Config(task="faulty:Blind-v0", hidden=(8,)))
+    said = sentence(sbtrpo.run_episode, "environments:Walk-v0", 0, 0, sbtrpo.make_actor(state))
+    assert said.endswith("step 0: ValueError: an observation has 1 numbers, and the policy takes 3")
+
+
 def test_damaged_checkpoints_are_never_accepted(tmp_path, monkeypatch, capsys):
     """One bit of 2,000 flipped, or an array lost or renamed: the state is the same, or the checkpoint before
     is taken."""

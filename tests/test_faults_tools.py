@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,14 @@ from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
+import psutil
 import pytest
 from gymnasium import spaces
 
 import sbtrpo
 from conftest import ROOT
 from environments import Walk
+from test_runs import wait_for
 from test_tools import made_up, write_run
 
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "studies")]
@@ -462,3 +465,39 @@ def test_labels_are_no_code_of_matplotlib(tmp_path, capsys):
     for label in ("_a", r"a$\foo$"):
         report.main([str(tmp_path / "out"), f"{label}={folder}"])
         assert f"| {label} " in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_an_evaluation_whatever_the_environment_does(tmp_path):
+    """Its episodes never end: one sentence within seconds, and no worker is left."""
+    config = sbtrpo.Config(task="faulty:Endless-v0", hidden=(8,))
+    sbtrpo.save(tmp_path / "run", config, sbtrpo.initial_state(config))
+    paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
+    process = subprocess.Popen([sys.executable, evaluate.__file__, "run", "--workers", "1"], cwd=tmp_path,
+                               text=True, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths})
+    wait_for((tmp_path / "stepping").exists, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 1 and errors.splitlines()[-1] == "interrupted; nothing was written"
+    assert "Traceback" not in errors and not psutil.wait_procs(children, timeout=5)[1]
+
+
+def test_an_evaluation_is_not_written_over_a_run(run, tmp_path, capsys):
+    """Its checkpoint, say; a folder without a run may have such a name."""
+    for name in ("checkpoint.npz", "config.json"):
+        before = (run / name).read_bytes()
+        said = refused(evaluate.main, [run, "--output", run / name], capsys)
+        assert said == f"{run / name} belongs to a run: give the results another name."
+        assert (run / name).read_bytes() == before
+    evaluate.writable(tmp_path / "config.json")
+
+
+def test_only_seeds_of_one_thing_have_a_mean(monkeypatch, tmp_path):
+    """Runs of other tasks side by side have none; a run that is named `.` has its name in the table."""
+    policy = {which: dict.fromkeys(evaluate.METRICS, (1.0, 0.0, 2.0)) for which in evaluate.POLICIES}
+    about = {"algorithm": "sbtrpo", **policy}
+    mixed = {f"mix/{task}": about | {"task": task} for task in "ab"}
+    assert not evaluate.over_runs(mixed)
+    assert [*evaluate.over_runs({name: about | {"task": "a"} for name in mixed})] == ["mix"]
+    monkeypatch.chdir(tmp_path)
+    assert evaluate.table({".": about}, {}).splitlines()[1].split()[0].endswith(tmp_path.name)

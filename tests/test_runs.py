@@ -5,7 +5,7 @@ Runs are started as users start them, on the exact worlds, and compared bit for 
 happened; what goes wrong ends in one sentence.
 """
 
-import math, os, resource, shutil, signal, subprocess, sys, time
+import json, math, os, resource, shutil, signal, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -493,6 +493,34 @@ def test_kill_9_in_either_stage_and_resume_change_nothing(both_stages, tmp_path)
     assert {row["Misc/unsafe_cost"] for row in table} == {str(cost)}
     assert f"costs {cost:.3g} an episode" in output
     check("sTRPO: cost of the unsafe policy over a random one's, 1,500 steps", cost / random, at_least=1.3)
+
+
+def test_the_first_stage_of_a_run_is_mended_when_it_is_resumed(both_stages, tmp_path, monkeypatch, capsys):
+    """A kill within its last save may leave a progress.csv without the last epoch; and of a copy of --unsafe,
+    which nobody makes anew, there are two, should one be damaged. Another task's run may be where the copied
+    one was; a new run with it is refused."""
+    monkeypatch.chdir(tmp_path)
+    run, original = run_of(script="strpo"), both_stages / run_of(script="strpo")
+    shutil.copytree(original, run)
+    whole = (run / "unsafe/progress.csv").read_bytes()
+    (run / "unsafe/progress.csv").write_bytes(whole[: whole[:-1].rfind(b"\n") + 1])
+    config, _ = strpo.load_run(run)
+    strpo.open_first_stage(config, run)
+    assert (run / "unsafe/progress.csv").read_bytes() == whole
+    shutil.copytree(original / "unsafe", "first")
+    config, state = strpo.Config(task=config.task, unsafe="first", hidden=(8,)), strpo.load_run(original)[1]
+    strpo.save(Path("second"), config, state)
+    strpo.open_first_stage(config, Path("second"))
+    about = json.loads(Path("first/config.json").read_text())
+    about["config"]["task"] = "tabular_cmdp:TwoState-v0"
+    Path("first/config.json").write_text(json.dumps(about))
+    Path("second/unsafe/checkpoint.npz").write_text("x")
+    config, _ = strpo.load_run(Path("second"))
+    _, again = strpo.open_first_stage(config, Path("second"))
+    assert bits(again) == bits(strpo.load_run(original / "unsafe")[1])
+    assert "checkpoint.npz cannot be used: it is damaged or cut off" in capsys.readouterr().err
+    with pytest.raises(strpo.Failure, match="is a run of tabular_cmdp:TwoState-v0, and this one of"):
+        config.check_new()
 
 
 def test_the_unsafe_policy_is_frozen(both_stages, tmp_path):

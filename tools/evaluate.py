@@ -149,7 +149,10 @@ def folders(paths: list[Path]) -> list[Path]:
 
 
 def writable(path: Path) -> None:
-    """Makes the folder of a file that will be written; ends here if the file cannot be."""
+    """Makes the folder of a file that will be written; ends here if the file cannot be, or is a run's."""
+    files = "config.json", "checkpoint.npz", "checkpoint.previous.npz", "progress.csv"
+    if path.name in files and (path.parent / "config.json").exists():
+        sys.exit(f"{path} belongs to a run: give the results another name.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         there = path.exists()
@@ -216,12 +219,14 @@ def evaluate(executor, loaded: tuple, options: argparse.Namespace, noise: float)
 
 
 def over_runs(results: dict) -> dict:
-    """{folder: {policy: {metric: (mean, standard deviation)}}} of the means of runs in the same folder."""
+    """{folder: {policy: {metric: (mean, standard deviation)}}} of the means of the runs in a folder, if they
+    are of one algorithm and task."""
     spread, by_folder = {}, {}
     for run in results:
         by_folder.setdefault(str(Path(run).parent), []).append(run)
     for folder, runs in by_folder.items():
-        if len(runs) > 1:
+        kinds = {(results[run].get("algorithm"), results[run].get("task")) for run in runs}
+        if len(runs) > 1 and len(kinds) == 1:
             spread[folder] = {"runs": len(runs)}
             for policy in POLICIES:
                 means = {name: [results[run][policy][name][0] for run in runs] for name in METRICS}
@@ -309,11 +314,11 @@ def table(results: dict, spread: dict) -> str:
     rows = [("run", "policy", *METRICS)]
     for run, policy in itertools.product(results, POLICIES):
         cells = [cell(*value) for value in map(results[run][policy].get, METRICS)]
-        rows.append(("/".join(Path(run).parts[-4:]), policy, *cells))
+        rows.append(("/".join(Path(run).resolve().parts[-4:]), policy, *cells))
     for folder, policy in itertools.product(spread, POLICIES):
         cells = ["-" if mean is None else f"{mean:.3g} +- {std:.2g}"
                  for mean, std in spread[folder][policy].values()]
-        label = f"{'/'.join(Path(folder).parts[-3:])}, mean +- std of {spread[folder]['runs']} runs"
+        label = f"{'/'.join(Path(folder).resolve().parts[-3:])}, mean +- std of {spread[folder]['runs']} runs"
         rows.append((label, policy, *cells))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
@@ -399,7 +404,10 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted; nothing was written")
     finally:
-        executor.shutdown(wait=False, cancel_futures=True)
+        failed = sys.exc_info()[0] is not None
+        for process in list((executor._processes or {}).values()) if failed else ():
+            process.kill()  # whatever the environments do
+        executor.shutdown(wait=True, cancel_futures=True)
     judged = {p: {"runs": results, "over_runs": over_runs(results)} for p, results in judged.items()}
     for p, results in judged.items():
         print(*[f"action noise {p:g}"] * (len(judged) > 1), table(*results.values()), sep="\n")

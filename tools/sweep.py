@@ -123,6 +123,7 @@ def make_run(algorithm: str, experiment: str, options: dict[str, str]) -> Run:
         experiment = "_".join([experiment, *parts])
         preset = module.PRESETS.get(values.get("preset"), {})
         config = module.Config(**{**preset, **values, "experiment": experiment})
+        config.check_new()
     except module.Failure as error:
         raise Mistake(str(error)) from None
     words = [word for name in values for word in ("--" + name.replace("_", "-"), *(
