@@ -309,16 +309,22 @@ def cell(mean: float | None, low: float | None, high: float | None) -> str:
     return f"{mean:.3g}" + (f" [{low:.3g}, {high:.3g}]" if low is not None else "")
 
 
+def last(path: str, folders: int) -> str:
+    """The end of a path as it was given; of `.`, which has no name, of the whole one."""
+    path = Path(path) if Path(path).name else Path(path).resolve()
+    return "/".join(path.parts[-folders:])
+
+
 def table(results: dict, spread: dict) -> str:
     """One row for a run and policy, then one for a folder of runs and policy."""
     rows = [("run", "policy", *METRICS)]
     for run, policy in itertools.product(results, POLICIES):
         cells = [cell(*value) for value in map(results[run][policy].get, METRICS)]
-        rows.append(("/".join(Path(run).resolve().parts[-4:]), policy, *cells))
+        rows.append((last(run, 4), policy, *cells))
     for folder, policy in itertools.product(spread, POLICIES):
         cells = ["-" if mean is None else f"{mean:.3g} +- {std:.2g}"
                  for mean, std in spread[folder][policy].values()]
-        label = f"{'/'.join(Path(folder).resolve().parts[-3:])}, mean +- std of {spread[folder]['runs']} runs"
+        label = f"{last(folder, 3)}, mean +- std of {spread[folder]['runs']} runs"
         rows.append((label, policy, *cells))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
