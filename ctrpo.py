@@ -1077,7 +1077,7 @@ class Checked:
             raise Failure(f"--scheduler is {self.scheduler!r} but must be as tcp://host:8786.")
 
     def check_new(self):
-        """Of a new run, but not of one that is resumed."""
+        """What only a new run has to keep, not a resumed one: in strpo.py, that --unsafe fits."""
 # --- end shared ---
 
 # -------------------------------------------- 1b. the step, where several costs have a budget each

@@ -1070,7 +1070,7 @@ class Checked:
             raise Failure(f"--scheduler is {self.scheduler!r} but must be as tcp://host:8786.")
 
     def check_new(self):
-        """Of a new run, but not of one that is resumed."""
+        """What only a new run has to keep, not a resumed one: in strpo.py, that --unsafe fits."""
 # --- end shared ---
 
 ALGORITHM = "sbtrpo"

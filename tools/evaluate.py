@@ -383,6 +383,14 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def stop(executor: ProcessPoolExecutor) -> None:
+    """After a failure at once, whatever the environments do; else they are closed."""
+    if sys.exc_info()[0]:
+        for process in list((executor._processes or {}).values()):
+            process.kill()
+    executor.shutdown(wait=True, cancel_futures=True)
+
+
 def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
     try:
@@ -410,10 +418,7 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted; nothing was written")
     finally:
-        failed = sys.exc_info()[0] is not None
-        for process in list((executor._processes or {}).values()) if failed else ():
-            process.kill()  # whatever the environments do
-        executor.shutdown(wait=True, cancel_futures=True)
+        stop(executor)
     judged = {p: {"runs": results, "over_runs": over_runs(results)} for p, results in judged.items()}
     for p, results in judged.items():
         print(*[f"action noise {p:g}"] * (len(judged) > 1), table(*results.values()), sep="\n")
