@@ -240,7 +240,7 @@ C8 printed | sTRPO, Eq. 10 | fails as printed
     where Eq. 8 is infeasible, the reverse step keeps away from the unsafe policy
     policies near the unsafe one, random CMDPs, lambda_2 .01 and 10; delta_2 of delta_1 and ten times it
 C8 corrected | sTRPO, Eq. 10 | holds as corrected
-    if E chi^2 <= delta_1 / 18, steps of KL delta_1, <= 3 radii, lead away; reversal costs J if lambda_2 small
+    if E chi^2 <= delta_1 / 18, steps of KL delta_1, <= 3 radii, lead away; reversed, lambda_2 small, lose J_r
     delta_2 = delta_1; policies near the unsafe one, random CMDPs; small: lambda_2^2 E chi^2 < g.x
 fast | fast_safety_gymnasium.py | holds
     no bit of any number differs from Safety Gymnasium as it is installed

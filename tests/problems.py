@@ -29,6 +29,7 @@ def worlds() -> list[TabularCMDP]:
 
 
 def bandit(r, c=None, gamma: float = 0.5) -> TabularCMDP:
+    """One state, whose actions have rewards r and costs c; no costs if c is None."""
     r = np.array([r], float)
     return TabularCMDP(np.ones((1, len(r[0]), 1)), r, 0 * r if c is None else np.array([c], float), gamma,
                        np.ones(1), np.inf)

@@ -286,7 +286,7 @@ def test_reversal_costs_reward_only_where_lambda_2_is_small():
     """C8: g.s has the sign of g.x + lambda_2 g.y, so the reverse step loses reward, to first order, where
     lambda_2^2 E chi^2 < g.x. delta_1 = delta_2 = .01, policies near the unsafe one, exact J after steps of
     1e-3. Controls: with lambda_2 = 1000, and with the exact dual, the default, whose step is step_phi there,
-    reversal gains reward in a third of the cases."""
+    reversal gains reward in a third and in half of the cases."""
     rng, loss, tried, gained = np.random.default_rng(34), np.inf, 0, {"lambda_2 = 1000": 0, "exact dual": 0}
     for _ in range(200):
         world = random_world(rng)
