@@ -10,7 +10,7 @@
 """Few differences between three seeds hold: `uv run studies/differences.py` writes results/differences.md.
 
 A section is a claim, a line of it one metric of two samples of seeds. The value of a seed is its mean over
-the epochs of the last tenth of the steps that all seeds of its folder have come to, or over 100 fresh
+the epochs of the last tenth of the steps that all seeds of both samples have come to, or over 100 fresh
 episodes.
 
 difference   of the means, with Welch's 95% interval, for normal samples of different variances; p is that of
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 sys.path.insert(0, str(ROOT / "tools"))
 import numpy as np
-from report import cut, final, find, joined, number, spread
+from report import find, joined, number, spread
 from scipy import stats
 import table
 from table import ANT, BUTTON2, CIRCLE, CIRCLE2, HOPPER, PAPER, POINT, POINT2, PUSH2, SWIMMER
@@ -68,7 +68,6 @@ for task in THREE:
     PAIRS[f"A multiplier and a budget of 0 against SB-TRPO `--preset paper`: {task}, 2M steps"] = (
         f"strpo-{task}-exclusion-none-limit-0", f"sbtrpo-{task}-paper", METRICS)
 BETAS = 0.6, 0.7, 0.75, 0.8, 0.9
-SEEDS = 3, 4, 5, 6  # of results/signal.json, which both commits have
 
 
 class Sample(NamedTuple):
@@ -144,10 +143,12 @@ def compared(metric: str, first: Sample, second: Sample) -> tuple:
     return metric, first, second, f"{first.mean - second.mean:+.3g} ± {half:.2g}", p
 
 
-def finals(folder: str, metric: str) -> np.ndarray:
-    """A value for each seed of a folder in results/."""
-    [runs] = cut({"": find([str(RESULTS / folder)])}, None).values()
-    return final(runs, metric)
+def finals(folders, metric: str, share: float = 0.1) -> list[np.ndarray]:
+    """A value for each seed of folders in results/: the mean over the last share of their common steps."""
+    runs = [find([str(RESULTS / folder)]) for folder in folders]
+    last = min(run.steps[-1] for run in itertools.chain(*runs))
+    return [np.array([run.columns[metric][(run.steps > (1 - share) * last) & (run.steps <= last)].mean()
+                      for run in each]) for each in runs]
 
 
 def published(text: str, n: int) -> list[Sample]:
@@ -160,7 +161,7 @@ def dials() -> str:
     """β over the campaign, a line through all 15 seeds; the slope is that of a tenth."""
     lines = []
     for metric in METRICS:
-        values = [finals(f"sbtrpo-{CIRCLE2}-beta-{beta}", metric) for beta in BETAS]
+        values = finals([f"sbtrpo-{CIRCLE2}-beta-{beta}" for beta in BETAS], metric)
         fit = stats.linregress(np.repeat(BETAS, [len(each) for each in values]), np.concatenate(values))
         half = stats.t.ppf(0.975, sum(map(len, values)) - 2) * fit.stderr
         ends = (f"{sample(each)}, β = {beta}" for each, beta in zip(values[::4], BETAS[::4]))
@@ -219,7 +220,7 @@ def recorded() -> str:
                 for name in ("warm-up and absorbed", "before")]
         text += section(f"Scaling absorbed, against as before: {task}", [compared("return", *pair)])
     runs = json.loads((RESULTS / "signal.json").read_text())["runs"]
-    walks = {commit: sample([run["EpRet"] for run in runs if run["commit"] == commit and run["seed"] in SEEDS
+    walks = {commit: sample([run["EpRet"] for run in runs if run["commit"] == commit
                              and run["task"].endswith("Walk-v0") and run["advantage"] == "time"])
              for commit in ("86175ad", "86175ad, scaling absorbed", "3ff1a2c")}
     before, alone, with_warm_up = walks.values()
@@ -241,16 +242,14 @@ def precisions() -> str:
 
 
 def candidates() -> str:
-    """Those of studies/truer.py, each against the default: Holm's correction is for all of them."""
+    """Those of studies/truer.py, each against the default: Holm's correction is for all lines."""
     runs = {name: tasks[CIRCLE2].values()
             for name, tasks in json.loads((RESULTS / "truer.json").read_text()).items()}
-    text = ""
+    lines = []
     for metric in ("return", "safe reward", "safety"):
         default, *others = [(name, sample([run[metric] for run in each])) for name, each in runs.items()]
-        lines = [compared(f"{metric}, {name}", values, default[1]) for name, values in others]
-        text += section(f"Candidates for truer steps against the default, {metric}: SB-TRPO on {CIRCLE2}, "
-                        "1.5M steps", lines)
-    return text
+        lines += [compared(f"{metric}, {name}", values, default[1]) for name, values in others]
+    return section(f"Candidates for truer steps against the default: SB-TRPO on {CIRCLE2}, 1.5M steps", lines)
 
 
 def measured_otherwise() -> str:
@@ -266,12 +265,9 @@ def measured_otherwise() -> str:
     safety = sample(judged(f"sbtrpo-{BUTTON2}-paper")["sampled"]["safety"])
     text += section(f"SB-TRPO, `--preset paper`, 2M steps, as trained, against the paper's: {BUTTON2}",
                     [compared("safety", safety, *published(PAPER[BUTTON2][1], 5))])
-    thirds = []
-    for setting in ("exact", "exclusion-none"):
-        [runs] = cut({"": find([str(RESULTS / f"strpo-{HOPPER}-{setting}")])}, None).values()
-        thirds.append(sample([run.columns["cost"][run.steps > 2 / 3 * run.steps[-1]].mean() for run in runs]))
+    both = f"strpo-{HOPPER}-exact", f"strpo-{HOPPER}-exclusion-none"
     text += section(f"With exclusion against without, the last third of the steps: sTRPO on {HOPPER}",
-                    [compared("cost", *thirds)])
+                    [compared("cost", *map(sample, finals(both, "cost", 1 / 3)))])
     regrets = {label: published(regret, int(n))[0]
                for steps, label, n, *_, regret in table.beside_the_release()[HOPPER] if steps == "5M"}
     return text + section(f"C-TRPO, preset paper, against the release's own runs: {HOPPER}, at 5M steps",
@@ -281,8 +277,8 @@ def measured_otherwise() -> str:
 def page() -> str:
     text = ""
     for title, (first, second, metrics) in PAIRS.items():
-        text += section(title, [compared(metric, *(sample(finals(folder, metric)) for folder in (
-            first, second))) for metric in metrics])
+        text += section(title, [compared(metric, *map(sample, finals((first, second), metric)))
+                                for metric in metrics])
     for part in (dials, precisions, beside_the_release, fresh_episodes, candidates, measured_otherwise,
                  recorded):
         text += part()
