@@ -64,8 +64,8 @@ A_r, A_c  reward_, cost_advantages   (n,)        discounted (GAE): reward per st
 Sections 1 to 3 are the algorithm. The rest is what it stands on, bottom up; options come last.
 """
 
-import argparse, concurrent.futures, contextlib, copy, csv, dataclasses, functools
-import importlib.metadata, importlib.util, io, itertools, json, logging, math, multiprocessing.util
+import argparse, concurrent.futures, contextlib, copy, csv, dataclasses, functools, io, itertools
+import importlib.metadata, importlib.util, json, logging, math, multiprocessing.resource_tracker
 import os, platform, random, re, signal, sys, threading, time, unittest.mock, zipfile, zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -762,9 +762,14 @@ def make_executor(config):
     """Processes on this machine, or a Dask cluster; both are executors as in concurrent.futures."""
     threadpoolctl.threadpool_limits(1, "blas")  # the same bits wherever, and however started
     if not config.scheduler:
-        return loky.ProcessPoolExecutor(  # in each, sets of strings have one order
+        executor = loky.ProcessPoolExecutor(  # in each, sets of strings have one order
             config.workers, initializer=guard_worker, initargs=(os.getpid(),),
             env={"PYTHONHASHSEED": "0"})
+        multiprocessing.resource_tracker.ensure_running()  # it would unblock what is blocked below
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # workers inherit that
+        executor.submit(int)  # starts them
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return executor
     from distributed import Client
 
     for name in ("client", "batched"):  # collect says what was lost
@@ -979,7 +984,7 @@ def log(run, config, state, metrics, info, started, collected):
 
 def run_folder(path):
     """The folder of a run, given it or its checkpoint."""
-    return Path(path).parent if str(path).endswith(".npz") else Path(path)
+    return Path(path).parent if Path(path).name == "checkpoint.npz" else Path(path)
 
 def load_run(run):
     """Config and newest undamaged state of the run in this folder."""
@@ -1038,7 +1043,9 @@ def report(run, state):
         if name.startswith("Misc/recovery") and all(row[name] == "1" for row in rows):
             cost = name.removeprefix("Misc/recovery").removeprefix("_") or "the cost"
             text = f"All epochs were recovery: {cost} was never low enough to end it.\n{text}"
-    figure.savefig(run / "curves.png")
+    picture = io.BytesIO()
+    figure.savefig(picture)
+    write(run / "curves.png", picture.getvalue())
     text += f"\npolicy  {run}/checkpoint.npz\ncurves  {run}/curves.png"
     return f"{text}\nnumbers {run}/progress.csv"
 
@@ -1115,14 +1122,17 @@ def several_barriers_step(reward_gradient, reward_direction, cost_gradients, cos
     kept = 1 + np.flatnonzero(~recovery & (stiffness > 1e-300))
     stiffness = stiffness[kept - 1]
     scale = 1 / np.sqrt(1 + 1 / stiffness)  # so the diagonal is 1, for budgets near and far
-    system = cosines[np.ix_(kept, kept)] * np.outer(scale, scale) + np.diag(1 / (1 + stiffness))
-    shares = scale * np.linalg.lstsq(system, scale * (cosines[kept] @ goal), rcond=None)[0]
-    weights = goal.copy()
+    between, facing = cosines[np.ix_(kept, kept)], cosines[kept] @ goal
+    system = between * np.outer(scale, scale) + np.diag(1 / (1 + stiffness))
+    solve = functools.partial(np.linalg.lstsq, rcond=None)
+    shares, along = scale * solve(system, scale * facing)[0], solve(between, facing)[0]
+    weights, across = goal.copy(), goal.copy()
     weights[kept] -= shares
-    length2 = float(weights @ cosines @ weights)  # in F, over 2 delta
-    if length2 <= 1e-12:  # rounding
-        length2 = 0.0
-    length2 += np.sum(shares**2 / stiffness)  # in H
+    across[kept] -= along  # leaves each cost with a barrier as it is
+    if (across @ per_best) @ (across @ best_steps) <= 1e-24:  # none: goal less shares is rounding
+        weights = np.zeros_like(goal)
+        weights[kept] = scale * solve(system, scale * along / stiffness)[0]
+    length2 = float(weights @ cosines @ weights) + np.sum(shares**2 / stiffness)  # in H, / 2 delta
     weights *= 1 / math.sqrt(length2) if length2 > 0 else 0.0
     step = weights @ best_steps
     return step, {"rho": cosines[0, 1:], "kl": float(delta * weights @ cosines @ weights),

@@ -61,8 +61,8 @@ A         reward_, cost_advantages   (n,)        discounted return to go, less a
 Sections 1 to 3 are the algorithm. The rest is what it stands on, bottom up; options come last.
 """
 
-import argparse, concurrent.futures, contextlib, copy, csv, dataclasses, functools
-import importlib.metadata, importlib.util, io, itertools, json, logging, math, multiprocessing.util
+import argparse, concurrent.futures, contextlib, copy, csv, dataclasses, functools, io, itertools
+import importlib.metadata, importlib.util, json, logging, math, multiprocessing.resource_tracker
 import os, platform, random, re, signal, sys, threading, time, unittest.mock, zipfile, zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -755,9 +755,14 @@ def make_executor(config):
     """Processes on this machine, or a Dask cluster; both are executors as in concurrent.futures."""
     threadpoolctl.threadpool_limits(1, "blas")  # the same bits wherever, and however started
     if not config.scheduler:
-        return loky.ProcessPoolExecutor(  # in each, sets of strings have one order
+        executor = loky.ProcessPoolExecutor(  # in each, sets of strings have one order
             config.workers, initializer=guard_worker, initargs=(os.getpid(),),
             env={"PYTHONHASHSEED": "0"})
+        multiprocessing.resource_tracker.ensure_running()  # it would unblock what is blocked below
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # workers inherit that
+        executor.submit(int)  # starts them
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return executor
     from distributed import Client
 
     for name in ("client", "batched"):  # collect says what was lost
@@ -972,7 +977,7 @@ def log(run, config, state, metrics, info, started, collected):
 
 def run_folder(path):
     """The folder of a run, given it or its checkpoint."""
-    return Path(path).parent if str(path).endswith(".npz") else Path(path)
+    return Path(path).parent if Path(path).name == "checkpoint.npz" else Path(path)
 
 def load_run(run):
     """Config and newest undamaged state of the run in this folder."""
@@ -1031,7 +1036,9 @@ def report(run, state):
         if name.startswith("Misc/recovery") and all(row[name] == "1" for row in rows):
             cost = name.removeprefix("Misc/recovery").removeprefix("_") or "the cost"
             text = f"All epochs were recovery: {cost} was never low enough to end it.\n{text}"
-    figure.savefig(run / "curves.png")
+    picture = io.BytesIO()
+    figure.savefig(picture)
+    write(run / "curves.png", picture.getvalue())
     text += f"\npolicy  {run}/checkpoint.npz\ncurves  {run}/curves.png"
     return f"{text}\nnumbers {run}/progress.csv"
 

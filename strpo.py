@@ -29,7 +29,7 @@ This is the optimal step of sbtrpo.py, moving away in place of costing less. Whe
 step_g meets the demand; where fraction >= 1, step_phi does the most. On a batch of whole episodes,
 a line search shortens the step until KL(old || new) <= delta_1, KL(unsafe || pi) has risen by
 delta_2, and the surrogate, mean of (pi_new / pi_old - 1) A, is not negative; or the policy stays.
-If the step itself promises a fall of one of the last two, to first order, it may fall by as much.
+Where the step itself promises less, to first order, neither may fall by more than it promises.
 
 Differs from the paper in
  1. (S) solves Eq. 8. `--dual fixed` is the paper's practice, x + lambda_2 y (Eq. 9), which may not.
@@ -57,8 +57,8 @@ J_c, b  mean_cost, cost_limit        scalar      undiscounted cost per episode
 Sections 1 to 3 are the algorithm. The rest is what it stands on, bottom up; options come last.
 """
 
-import argparse, concurrent.futures, contextlib, copy, csv, dataclasses, functools
-import importlib.metadata, importlib.util, io, itertools, json, logging, math, multiprocessing.util
+import argparse, concurrent.futures, contextlib, copy, csv, dataclasses, functools, io, itertools
+import importlib.metadata, importlib.util, json, logging, math, multiprocessing.resource_tracker
 import os, platform, random, re, signal, sys, threading, time, unittest.mock, zipfile, zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -763,9 +763,14 @@ def make_executor(config):
     """Processes on this machine, or a Dask cluster; both are executors as in concurrent.futures."""
     threadpoolctl.threadpool_limits(1, "blas")  # the same bits wherever, and however started
     if not config.scheduler:
-        return loky.ProcessPoolExecutor(  # in each, sets of strings have one order
+        executor = loky.ProcessPoolExecutor(  # in each, sets of strings have one order
             config.workers, initializer=guard_worker, initargs=(os.getpid(),),
             env={"PYTHONHASHSEED": "0"})
+        multiprocessing.resource_tracker.ensure_running()  # it would unblock what is blocked below
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # workers inherit that
+        executor.submit(int)  # starts them
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return executor
     from distributed import Client
 
     for name in ("client", "batched"):  # collect says what was lost
@@ -980,7 +985,7 @@ def log(run, config, state, metrics, info, started, collected):
 
 def run_folder(path):
     """The folder of a run, given it or its checkpoint."""
-    return Path(path).parent if str(path).endswith(".npz") else Path(path)
+    return Path(path).parent if Path(path).name == "checkpoint.npz" else Path(path)
 
 def load_run(run):
     """Config and newest undamaged state of the run in this folder."""
@@ -1039,7 +1044,9 @@ def report(run, state):
         if name.startswith("Misc/recovery") and all(row[name] == "1" for row in rows):
             cost = name.removeprefix("Misc/recovery").removeprefix("_") or "the cost"
             text = f"All epochs were recovery: {cost} was never low enough to end it.\n{text}"
-    figure.savefig(run / "curves.png")
+    picture = io.BytesIO()
+    figure.savefig(picture)
+    write(run / "curves.png", picture.getvalue())
     text += f"\npolicy  {run}/checkpoint.npz\ncurves  {run}/curves.png"
     return f"{text}\nnumbers {run}/progress.csv"
 
@@ -1087,7 +1094,8 @@ def standardised(advantages):
     if advantages.ndim > 1:  # a row for each budget
         return np.array([standardised(row) for row in advantages])
     std = advantages.std()
-    return (advantages - advantages.mean()) / std if std > 0 else advantages
+    constant = std <= 1e-12 * np.abs(advantages).max()  # up to rounding
+    return advantages if constant else (advantages - advantages.mean()) / std
 
 def joint_advantages(config, reward_advantages, cost_advantages, multiplier):
     """Eq. 6, (n,): A_r / std(A_r) - lambda A_c / std(A_c), both less their means; --joint 0 leaves
@@ -1209,11 +1217,11 @@ def open_first_stage(config, run):
                 config, stage="unsafe", total_steps=config.unsafe_steps, cost_limit=limit)
             state = initial_state(first)
         save(folder, first, state)
-        if config.unsafe:  # nobody makes it anew
-            copy = (folder / "checkpoint.npz").read_bytes()
-            write(folder / "checkpoint.previous.npz", copy)
     first, state = load_run(folder)
     save(folder, first, state)  # as open_run does: progress.csv of the same epoch
+    if config.unsafe:  # nobody makes it anew
+        copy = (folder / "checkpoint.npz").read_bytes()
+        write(folder / "checkpoint.previous.npz", copy)
     text = f"stage one, the unsafe policy, in {folder}: {state['steps']:,} steps"
     if not config.unsafe:
         text += f" of {first.total_steps:,}, which come on top of those of stage two"

@@ -30,6 +30,7 @@ theta    theta      (S, A)     logits of the policy pi(.|s) = softmax(theta[s])
 d        d          (S,)       discounted state occupancy
 rho      occupancy  (S, A)     discounted state-action occupancy d(s) pi(a|s)
 """
+import argparse
 import math
 import sys
 from collections.abc import Callable
@@ -129,7 +130,7 @@ class TabularCMDP:
         return F.reshape(S * A, S * A)
 
     def natural_direction(self, theta: Array, f: Array) -> Array:
-        """x = F^+ grad J_f = A_f - mean_a A_f, shape (S, A): no matrix is inverted.
+        """x = F^+ grad J_f = A_f - mean_a A_f, shape (S, A), where each state is reached: no inverse.
 
         F A_f = grad J_f holds for A_f plus any constant per state, since adding a constant to all logits of a
         state leaves the policy alone (the null space of F). Rows that sum to zero are orthogonal to that null
@@ -199,7 +200,7 @@ class TabularCMDP:
         objective = self.r if objective is None else objective
         costs = self.c.reshape(-1, S * A)
         limits = np.broadcast_to(limit, len(costs))
-        finite = ~np.isinf(limits)
+        finite = limits < np.inf
         result = self._program(-objective.ravel(), costs[finite], limits[finite])
         if result.status == 2:
             weights, excess = self.least_excess(limit)
@@ -229,7 +230,7 @@ class TabularCMDP:
         S, A = self.r.shape
         costs = self.c.reshape(-1, S * A)
         limits = np.broadcast_to(self.limit if limit is None else limit, len(costs))
-        finite, weights = ~np.isinf(limits), np.zeros(len(costs))
+        finite, weights = limits < np.inf, np.zeros(len(costs))
         result = self._program(np.append(np.zeros(S * A), 1.0),
                                np.hstack([costs, -np.ones((len(costs), 1))])[finite], limits[finite])
         if not result.success:
@@ -413,6 +414,7 @@ for _name, _world in {"TwoState-v0": two_state, "HazardGrid-v0": hazard_grid, "G
 
 def main() -> None:
     """Draws every figure of the README that shows these worlds."""
+    argparse.ArgumentParser(description=main.__doc__, allow_abbrev=False).parse_args()
     sys.modules["tabular_cmdp"] = sys.modules[__name__]  # one copy of the worlds, under either name
     sys.path.insert(0, str(Path(__file__).resolve().parent / "studies"))
     import figures

@@ -1,5 +1,5 @@
-"""What studies have found: in files of results/, which several processes may add to, and between comments of
-README.md and of the pages in docs/:
+"""What studies have found (a module of theirs, not a script): in files of results/, which several processes
+may add to, and between comments of README.md and of the pages in docs/:
 
     <!-- NAME, by studies/FILE.py -->
     what found[NAME] says

@@ -58,10 +58,10 @@ B4 CPO 3 | CPO, Corollary 3 | holds
     the same policies and CMDPs, reward and cost, both orders of KL
 B5 CPO 1 | CPO, Proposition 1 | holds
     a step from within the budget lowers J_r by sqrt(2 delta) gamma eps / (1 - gamma)^2 at most
-    CPO's step, line search on KL and surrogates; random CMDPs, delta .001 to 1; a case: J_r falls
+    CPO's step and line search; random CMDPs, delta for which it says something; a case: J_r falls
 B5 CPO 2 | CPO, Proposition 2 | holds
     a step from within the budget ends at J_c <= b + sqrt(2 delta) gamma eps_c / (1 - gamma)^2
-    CPO's step, line search on KL and surrogates; random CMDPs, delta .001 to 1; a case: J_c > b
+    CPO's step and line search; random CMDPs, delta for which it says something; a case: J_c > b
 A1 | SB-TRPO, Eq. 4 | holds
     mu = max(0, (beta + rho) / (1 + rho)) is the least weight that keeps beta of the best cost decrease
     random metrics, beta .05 to 1, against a search in steps of 1e-4; without the paper's kappa
@@ -84,8 +84,8 @@ CG | TRPO and SB-TRPO, conjugate gradients | holds
     n iterations find the best step, of KL delta, of the Krylov space g, F g, ..., F^(n-1) g alone
     networks of 26 to 68 parameters, 200 samples, F with damping; three dimensions, 1 iteration, where rho > 1
 A5 | SB-TRPO, Eq. 1, from a batch | holds
-    not beta of the best decrease is kept, but 1 / (1 + n* / n) of the promise for rho 0, else a law with rho
-    the grid, rho .11, n 16, 64, 256: within .1, 1.7 times; drawn gradients, n* / n 3, rho -.9 to .9
+    a step keeps 1 / (1 + n* / n) of its promise if rho and the noises' cosine are 0, else a law with both
+    the grid, rho .11, n 16, 64, 256: within .1, 1.7 times; drawn gradients, n* / n .1 to 10, both to .9
 B1 | SB-TRPO, Lemma 4.1 (wording of a summary) | holds
     the idealised update raises J_r where aligned, ends at the least J_c; --update optimal nears it
     brute force, two states, mean and largest KL; that J_c never rises holds by construction
@@ -113,15 +113,27 @@ A2 orders | C-TRPO, the divergence | holds
 B6 | C-TRPO, surrogate divergence | holds
     it equals the exact one to second order (the summary claims first)
     along shipped steps from random policies of all worlds, both barriers, delta .1
+A2 Hessian | C-TRPO, the divergence | holds
+    its Hessian at the old policy is F + beta phi''(m) g_c g_c^T, with J_c itself or its surrogate
+    random policies of 13 worlds, both barriers, by autograd
 B7 | C-TRPO, cost of a step | holds
     normalised J_c rises by Psi^-1(delta / beta) + sqrt(2 delta) gamma eps_c / (1 - gamma) at most
-    shipped steps on all worlds, both barriers, three beta and delta; 1.4% of the last term is used
+    shipped steps, gamma .3 to .7; 5% of the last term is used; a case: the bound is below eps_c
+B7 reward | C-TRPO, reward of a step | holds
+    normalised J_r falls by sqrt(2 delta) gamma eps_r / (1 - gamma) at most
+    shipped steps, costs nearly the reward; a case: J_r falls, and the bound is below eps_r
 B8 | C-TRPO, safety during training | holds
     the exact divergence, infinite from J_c = b on, keeps all steps inside, by construction
     tried: rounding, and that they gain; margins of 1e-4 to 1e-2 and whole runs, delta .1
 B8 surrogate | C-TRPO, safety as it is run | holds
     with the surrogate divergence a step ends at J_c <= b + C delta, C of world and policy, not always <= b
     margins of .001 to .1 delta, both barriers, three delta: C .08; with rare actions and gamma .99: 79
+C11 printed | C-TRPO (summary), design tradeoffs | fails as printed
+    larger barrier parameters increase safety
+    the plane, rho < 0, both barriers, beta .01, .1, 1: the cost falls by less, to first order
+C11 corrected | C-TRPO (summary), design tradeoffs | holds as corrected
+    a larger beta lets the cost rise by less where rho > 0, to first order
+    the plane, rho .3, .6, .9, both barriers, beta .01, .1, 1
 C9 printed | C-TRPO (summary), mechanism 1 | fails as printed
     the divergence, in the release's order D_phi(new, old), tends to infinity at the threshold
     x log x, the barrier of the paper's runs, at (1 - 1e-13) of margins from 1e-300 to 1e150
@@ -147,7 +159,7 @@ A4 flow | C-NPG with several budgets | holds
     V_t tends to the optimum with all budgets; for -log x as m beta / t, if m of them bind
     a corridor between two costs, both barriers, beta .1
 A4 zero | SB-TRPO with several costs | holds
-    budgets of zero for all costs are one budget of zero, for a sum with any positive weights
+    budgets of zero for costs, none negative, are one budget of zero, for any sum with positive weights
     the optimum of sparse Garnets of two costs; SB-TRPO in a corridor, with two pairs of weights
 B14 | C-TRPO, limits | holds
     the step is TRPO's as beta -> 0 and as m -> infinity; with the exact barrier CPO's as beta -> 0
@@ -188,6 +200,9 @@ C10 corrected | C-TRPO's release, c-npg.jl | holds as corrected
 B15 | sTRPO, Theorem 1(i) | holds
     the step of Eq. 9 has s.H s / 2 = delta
     random metrics, lambda_2 .001 to 100
+B15 ascent | sTRPO, 4.3, lambda_1* and dual ascent | holds
+    direction / lambda_1* is Eq. 9's step; raising lambda_2 meets phi.s >= delta_2 if a step can exceed it
+    random metrics, lambda_2 to 1e6, demands of .999 and 1.001 of the most
 C2 printed | sTRPO, Theorem 1(ii), fixed lambda_2 | fails as printed
     the step of Eq. 9 has phi.s > delta, or gets it by backtracking
     the plane; random CMDPs where Eq. 8 is feasible, lambda_2 .01 and 1
@@ -196,10 +211,10 @@ C2 corrected | sTRPO, Theorem 1(ii) | holds as corrected
     random CMDPs and policies
 C3 printed | sTRPO, Theorem 2 | fails as printed
     J rises by -sqrt(2 delta) gamma eps / (1 - gamma)^2 at least
-    a bandit; exact steps on random CMDPs, gamma .3 to .99
+    a bandit, gamma .5 to .999; exact steps on random CMDPs; a case: the bound is below eps / (1 - gamma)
 C3 corrected | sTRPO, Theorem 2 | holds as corrected
     J rises by L / (1 - gamma) - sqrt(2 delta) gamma eps / (1 - gamma)^2 at least
-    exact steps on random CMDPs, gamma .3 to .99
+    exact steps on random CMDPs, gamma .3 to .99; cases as above
 C3 A.1 printed | sTRPO, (A.1) | fails as printed
     J rises by E_d[E_new A_new - 2 gamma eps / (1 - gamma) sqrt(KL(new, old) / 2)] / (1 - gamma) at least
     a bandit; exact steps on random CMDPs, gamma .3 to .99
@@ -214,16 +229,22 @@ C3 A.3 corrected | sTRPO, (A.3) | holds as corrected
     the same steps
 C4 printed | sTRPO, Theorem 3 | fails as printed
     J_c rises by 2 sqrt(2 delta) gamma eps / (1 - gamma)^2 at most; eps of A_new, which is 0, or of A_old
-    a bandit; exact steps on random CMDPs that meet the assumptions, lambda = 0
+    a bandit, gamma .5 to .999; exact steps on random CMDPs with lambda = 0; cases as of C3
 C4 corrected | sTRPO, Theorem 3 | holds as corrected
     J_c rises by L_c / (1 - gamma) + sqrt(2 delta) gamma eps / (1 - gamma)^2 at most; eps of A_old
-    exact steps on random CMDPs, gamma .3 to .99
+    exact steps on random CMDPs, gamma .3 to .99; cases as of C3
 C5 printed | sTRPO, lemma of the joint advantage | fails as printed
     J_lambda rises by L - 4 gamma (eps_base + eps_est) sqrt(2 delta) / (1 - gamma)^2 at least
     a bandit; exact steps on random CMDPs, gamma .3 to .99
 C5 corrected | sTRPO, lemma of the joint advantage | holds as corrected
     J_lambda rises by (L - eps_est) / (1 - gamma) - sqrt(2 delta) gamma eps_base / (1 - gamma)^2 at least
     exact steps on random CMDPs, gamma .3 to .99; a second version, without eps_est, too
+C12 printed | sTRPO, 4.2, performance relation | fails as printed
+    the mean of the joint advantage over the new policy, over 1 - gamma, is the change of the Lagrangian
+    a bandit, lambda = 1; any two policies of random CMDPs: the signs may differ
+C12 corrected | sTRPO, 4.2, performance relation | holds as corrected
+    it is that of J_r / sigma_r - lambda J_c / sigma_c
+    any two policies of random CMDPs
 C6 printed | sTRPO, Eq. 8 for Eq. 5 | fails as printed
     phi.s >= delta_2 leads away from the unsafe policy, and leaves the best safe policy where it is
     exact steps on random CMDPs; the optimum of two states
@@ -240,8 +261,8 @@ C8 printed | sTRPO, Eq. 10 | fails as printed
     where Eq. 8 is infeasible, the reverse step keeps away from the unsafe policy
     policies near the unsafe one, random CMDPs, lambda_2 .01 and 10; delta_2 of delta_1 and ten times it
 C8 corrected | sTRPO, Eq. 10 | holds as corrected
-    if E chi^2 <= delta_1 / 18, steps of KL delta_1, <= 3 radii, lead away; reversed, lambda_2 small, lose J_r
-    delta_2 = delta_1; policies near the unsafe one, random CMDPs; small: lambda_2^2 E chi^2 < g.x
+    if E chi^2 <= delta_1 / 18, steps of KL delta_1, <= 3 radii, lead away; reversed, lambda_2 small, lose J
+    random CMDPs, near the unsafe policy; small: lambda_2^2 E chi^2 < g.x; J: J_r, lambda = 0; else joint
 fast | fast_safety_gymnasium.py | holds
     no bit of any number differs from Safety Gymnasium as it is installed
     whole episodes, the package and the file in processes of their own; a case is a step

@@ -3,6 +3,7 @@ each ends in one sentence, and nothing that was saved is lost. Part of `uv run t
 
 Runs of one process are tried in this one, on the shipped functions; whole runs as users start them.
 """
+import functools
 import io
 import json
 import os
@@ -319,6 +320,23 @@ def test_a_run_ends_within_seconds_whatever_the_environment_does(number, tmp_pat
     check("a run ends after Ctrl-C or SIGTERM, endless episodes [s]", seconds, at_most=4)
     assert said[0] == "interrupted" and "--resume" in said[1] and len(said) == 2
     assert not psutil.wait_procs(children, timeout=5)[1]
+
+
+def has_workers(pid: int) -> bool:
+    return any(each.info["ppid"] == pid and "popen_loky" in str(each.info["cmdline"])
+               for each in psutil.process_iter(["ppid", "cmdline"]))
+
+
+def test_ctrl_c_while_workers_start_is_one_sentence(tmp_path):
+    """A terminal sends it to all processes, so workers must not hear it from their first moment on."""
+    for delay in (0, 0.5):
+        options = ["--task=faulty:Endless-v0", "--workers", "2", f"--experiment=after-{delay}"]
+        process = begin(tmp_path, *options, start_new_session=True)
+        wait_for(functools.partial(has_workers, process.pid), process)
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGINT)
+        said = finish(process, 1)
+        assert said[0] == "interrupted" and "--resume" in said[1] and len(said) == 2, said
 
 
 FITS = """

@@ -483,8 +483,11 @@ def test_ctrl_c_ends_an_evaluation_whatever_the_environment_does(tmp_path):
 
 
 def test_an_evaluation_is_not_written_over_a_run(run, tmp_path, capsys):
-    """Its checkpoint, say; a folder without a run may have such a name."""
-    for name in ("checkpoint.npz", "config.json"):
+    """Its checkpoint, say, or its lock, which two processes would then hold; nor over another of its own
+    files. A folder without a run may have such a name."""
+    said = refused(evaluate.main, [run, "--output", tmp_path / "a", "--figure", tmp_path / "b/../a"], capsys)
+    assert said == "--video, --figure and --output must be different files."
+    for name in ("checkpoint.npz", "config.json", "lock", "owner", "curves.png"):
         before = (run / name).read_bytes()
         said = refused(evaluate.main, [run, "--output", run / name], capsys)
         assert said == f"{run / name} belongs to a run: give the results another name."

@@ -797,21 +797,25 @@ def first_stage_epoch(run: Run) -> tuple:
 
 def test_first_stage_uses_the_costly_tail_of_the_quantiles(runs):
     """Quantiles spread out at random: the advantages that the unsafe policy climbs are GAE, less
-    its mean, with the mean of the highest quarter as values. Controls: the lowest quarter, the mean
-    of all."""
+    its mean, with the mean of the highest quarter as values; for alpha = .1 of the highest four of
+    32, its next whole number. Controls: the lowest quarter, the mean of all; and three for .1."""
     epoch, n = first_stage_epoch(runs(strpo, "course"))
     sizes, rng, state = epoch.policy.sizes, np.random.default_rng(2), dict(epoch.state)
     state["quantile_critic"] = rng.normal(size=len(state["quantile_critic"]))
     found, _ = strpo.cvar_advantages(epoch.config, epoch.batch, state)
     outputs = network_values(state["quantile_critic"], (*sizes[:-1], n), epoch.inputs)
     outputs, quarter = np.sort(outputs, axis=1), math.ceil(n / 4)
-    expected, *wrong = (
+    expected, tenth, third, *wrong = (
         centred(gae(epoch, 1, values.mean(axis=1))[0])
-        for values in (outputs[:, -quarter:], outputs[:, :quarter], outputs)
+        for values in (outputs[:, -quarter:], outputs[:, -4:], outputs[:, -3:], outputs[:, :quarter], outputs)
     )
     check("first stage: advantages - GAE of the CVaR [rms]", difference(found, expected), 1e-3)
     for each in wrong:
         check("  control: another tail [rms]", difference(each, expected), at_least=0.5)
+    config = dataclasses.replace(epoch.config, cvar_alpha=0.1)
+    found, _ = strpo.cvar_advantages(config, epoch.batch, state)
+    check("first stage, alpha = .1: advantages - GAE of the CVaR [rms]", difference(found, tenth), 1e-3)
+    check("  control: three quantiles [rms]", difference(found, third), at_least=0.05)
 
 
 def test_first_stage_climbs_the_cost(runs):

@@ -352,11 +352,17 @@ def test_a_full_disk_loses_no_epoch(reference, tmp_path):
     assert rows(tmp_path / RUN) == rows(reference / RUN)[: len(rows(tmp_path / RUN))]
     finish(start(tmp_path, "--resume", RUN))
     assert outcome(tmp_path / RUN) == outcome(reference / RUN)
+    picture, most = (tmp_path / RUN / "curves.png").read_bytes(), most + 2000
+    assert picture.endswith(b"IEND\xaeB`\x82") and len(picture) > most
+    sentence, *_ = finish(start(tmp_path, "--resume", RUN, preexec_fn=limit), 1)
+    assert sentence == f"{RUN}/curves.png cannot be written: File too large."
+    assert (tmp_path / RUN / "curves.png").read_bytes() == picture
 
 
 def test_a_damaged_checkpoint_is_noticed(reference, tmp_path, capsys):
     """A bit of any of 400 bytes changed, or the end cut off: what loads is the newest state or, if it cannot
-    be trusted, the one before, bit for bit; resumed from there, the run ends equal. Both damaged: Failure."""
+    be trusted, the one before, bit for bit; resumed from there, the run ends equal. Both damaged: Failure.
+    The one before is not a name of the newest."""
     run = shutil.copytree(reference / RUN, tmp_path / RUN)
     whole, rng, used = (run / "checkpoint.npz").read_bytes(), np.random.default_rng(12), []
     newest, before = (bits(np.load(run / name)) for name in ("checkpoint.npz", "checkpoint.previous.npz"))
@@ -370,6 +376,8 @@ def test_a_damaged_checkpoint_is_noticed(reference, tmp_path, capsys):
     check("damaged checkpoints (of 404): found out", used.count(before), at_least=300)
     finish(start(tmp_path, "--resume", RUN))
     assert outcome(run) == outcome(reference / RUN)
+    assert sbtrpo.run_folder(run / "checkpoint.npz") == run
+    assert sbtrpo.run_folder(run / "checkpoint.previous.npz") != run
     (run / "checkpoint.npz").write_bytes(whole[:1000])
     (run / "checkpoint.previous.npz").write_bytes(whole)
     sbtrpo.open_run(["--resume", str(run)])[-1].release()  # the next save would keep the damaged one
@@ -497,8 +505,8 @@ def test_kill_9_in_either_stage_and_resume_change_nothing(both_stages, tmp_path)
 
 def test_the_first_stage_of_a_run_is_mended_when_it_is_resumed(both_stages, tmp_path, monkeypatch, capsys):
     """A kill within its last save may leave a progress.csv without the last epoch; and of a copy of --unsafe,
-    which nobody makes anew, there are two, should one be damaged. Another task's run may be where the copied
-    one was; a new run with it is refused."""
+    which nobody makes anew, there are two, should one be damaged, also after a kill between them. Another
+    task's run may be where the copied one was; a new run with it is refused."""
     monkeypatch.chdir(tmp_path)
     run, original = run_of(script="strpo"), both_stages / run_of(script="strpo")
     shutil.copytree(original, run)
@@ -510,6 +518,8 @@ def test_the_first_stage_of_a_run_is_mended_when_it_is_resumed(both_stages, tmp_
     shutil.copytree(original / "unsafe", "first")
     config, state = strpo.Config(task=config.task, unsafe="first", hidden=(8,)), strpo.load_run(original)[1]
     strpo.save(Path("second"), config, state)
+    strpo.open_first_stage(config, Path("second"))
+    Path("second/unsafe/checkpoint.previous.npz").unlink()
     strpo.open_first_stage(config, Path("second"))
     about = json.loads(Path("first/config.json").read_text())
     about["config"]["task"] = "tabular_cmdp:TwoState-v0"

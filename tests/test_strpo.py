@@ -126,6 +126,37 @@ def test_exclusion_step_agrees_with_bisection():
     check("  control: with 2 lambda_2 [radius]", control, at_least=0.1)
 
 
+def test_raising_lambda_2_meets_the_demand_where_it_can_be_met():
+    """4.3: lambda_1* = sqrt((g + lambda_2 phi).H^-1 (g + lambda_2 phi) / 2 delta) makes 1 / lambda_1* times
+    the direction the step of Eq. 9: Theorem 1's alpha is 1. Along these phi.s rises with lambda_2, to phi.y
+    over its length: so raising lambda_2 meets a demand below that, .9 and .999 of it, and never one of 1.001.
+    Random metrics and gradients. Control: with lambda_2 = 0 most demands are not met."""
+    rng, alpha, falls, met, beyond, without = np.random.default_rng(37), 0.0, np.inf, 0, 0, 0
+    for _ in range(300):
+        F, (g, x, phi, y) = random_problem(rng)
+        most, before = math.sqrt(0.02 * phi @ y), -np.inf
+        changes = []
+        for lambda_2 in (0.0, *10.0 ** np.arange(-3, 7)):
+            both = g + lambda_2 * phi
+            step, info = strpo.fixed_step(g, x, phi, y, 0.01, 0.01, lambda_2)
+            lambda_1 = math.sqrt(both @ np.linalg.solve(F, both) / 0.02)
+            theirs = np.linalg.solve(F, both) / lambda_1
+            alpha = max(alpha, np.linalg.norm(step - theirs) / np.linalg.norm(step),
+                        abs(info["lambda_1"] / lambda_1 - 1))
+            changes.append(phi @ step / most)
+            falls, before = min(falls, changes[-1] - before), changes[-1]
+        met += changes[-1] >= 0.999
+        beyond, without = beyond + (max(changes) >= 1.001), without + (changes[0] < 0.9)
+    check("lambda_1*: step of Eq. 9 - direction / lambda_1* [its length]", alpha, at_most=1e-9,
+          supports="B15 ascent", cases=300)
+    check("phi.s, lambda_2 ten times as large: rise [most] (least)", falls, at_least=-1e-12,
+          supports="B15 ascent")
+    check("share of demands of .999 of the most that some lambda_2 meets", met / 300, at_least=1.0,
+          supports="B15 ascent")
+    check("demands of 1.001 of the most that some lambda_2 meets", beyond, at_most=0, supports="B15 ascent")
+    check("  control: lambda_2 = 0: share that misses .9 of the most", without / 300, at_least=0.8)
+
+
 def test_every_degenerate_row_of_the_exclusion_step_is_finite():
     """In the plane, delta_1 = .01, best change .1414; zero, parallel, antiparallel gradients, and demands
     that are none, met, exactly possible, impossible; no warning on the way. What is not finite is refused."""
@@ -283,11 +314,13 @@ def test_reverse_step_only_costs_reward():
 
 
 def test_reversal_costs_reward_only_where_lambda_2_is_small():
-    """C8: g.s has the sign of g.x + lambda_2 g.y, so the reverse step loses reward, to first order, where
-    lambda_2^2 E chi^2 < g.x. delta_1 = delta_2 = .01, policies near the unsafe one, exact J after steps of
-    1e-3. Controls: with lambda_2 = 1000, and with the exact dual, the default, whose step is step_phi there,
-    reversal gains reward in a third and in half of the cases."""
-    rng, loss, tried, gained = np.random.default_rng(34), np.inf, 0, {"lambda_2 = 1000": 0, "exact dual": 0}
+    """C8: g.s has the sign of g.x + lambda_2 g.y, so the reverse step loses of the joint objective, to first
+    order, where lambda_2^2 E chi^2 < g.x; that is the reward, if the cost has no weight, lambda = 0. delta_1
+    = delta_2 = .01, policies near the unsafe one, exact J after steps of 1e-3. Controls: with lambda_2 =
+    1000, and with the exact dual, the default, whose step is step_phi there, reversal gains reward in a third
+    and in half of the cases; with lambda = 5 it does so in some."""
+    rng, loss, tried = np.random.default_rng(34), np.inf, 0
+    gained = {"lambda_2 = 1000": 0, "exact dual": 0, "lambda = 5": 0}
     for _ in range(200):
         world = random_world(rng)
         unsafe = rng.normal(size=world.r.shape)
@@ -297,6 +330,8 @@ def test_reversal_costs_reward_only_where_lambda_2_is_small():
         best = world.gradient(theta, world.r).ravel() @ strpo.steepest_step(g, x, 0.01)[0]
         rules = {"lambda_2 = 1000": strpo.fixed_step(*vectors, 0.01, 0.01, 1000.0),
                  "exact dual": strpo.exclusion_step(*vectors, 0.01, 0.01),
+                 "lambda = 5": strpo.fixed_step(
+                     *exclusion_vectors(world, theta, unsafe, 5.0), 0.01, 0.01, 0.01),
                  "": strpo.fixed_step(*vectors, 0.01, 0.01, 0.95 * limit)}
         for name, (step, info) in rules.items():
             assert not info["feasible"]
@@ -309,7 +344,7 @@ def test_reversal_costs_reward_only_where_lambda_2_is_small():
     check("infeasible, lambda_2 = .95 sqrt(g.x / E chi^2): reward that reversal loses (least) [best]", loss,
           at_least=0.01, supports="C8 corrected", cases=tried)
     for name, count in gained.items():
-        check(f"  control: {name}: reversals, of 200, that gain reward", count, at_least=60)
+        check(f"  control: {name}: reversals, of 200, that gain reward", count, at_least=40)
 
 
 def test_weights_explode_where_states_of_the_unsafe_policy_do_not():
@@ -342,12 +377,25 @@ def test_weights_explode_where_states_of_the_unsafe_policy_do_not():
 # ----------------------------------------------------------- sTRPO: Theorems 2 and 3, joint advantage (C3-C5)
 
 
+NEAR_ONE = (0.9, 1e-3), (0.99, 1e-5), (0.999, 1e-7)  # gamma, and a delta for which the bounds say something
+
+
+def exclusion_step_of_bandit(r, c, gamma: float, delta: float) -> np.ndarray:
+    """98% of the step of Eq. 8 from the uniform policy, away from (.98, .01, .01), delta_1 = delta_2."""
+    world, unsafe = bandit(r, c, gamma), np.log([[0.98, 0.01, 0.01]])
+    step, info = strpo.exclusion_step(*exclusion_vectors(world, np.zeros((1, 3)), unsafe), delta, delta)
+    assert info["feasible"]
+    return 0.98 * step.reshape(1, 3)
+
+
 @sweep
 def test_theorem_2_fails_as_printed_and_holds_with_the_surrogate(n):
     """C3. Printed: J rises by -sqrt(2 delta) gamma eps / (1 - gamma)^2 at least. Bandit, uniform policy, r =
     (1, 0, 0), unsafe (.98, .01, .01), delta_1 = delta_2 = .01: the step must lower J by more: s = 0 is not
-    feasible. Corrected: plus L / (1 - gamma), L the surrogate, with the realised KL for delta; random CMDPs.
-    Control: without the second term."""
+    feasible. As |rise of J| <= eps / (1 - gamma) for any two policies, it cannot fail where sqrt(2 delta)
+    gamma >= 1 - gamma; with a smaller delta it fails for gamma near 1, too. Corrected: plus L / (1 - gamma),
+    L the surrogate, with the realised KL for delta; random CMDPs; a case is one where a bound says more than
+    eps / (1 - gamma). Control: without the second term."""
     world, old, unsafe = bandit((1, 0, 0)), np.zeros((1, 3)), np.log([[0.98, 0.01, 0.01]])
     step, _ = strpo.exclusion_step(*exclusion_vectors(world, old, unsafe), 0.01, 0.01)
     rise, _, eps = gains(world, old, old + step.reshape(1, 3), world.r)
@@ -356,16 +404,22 @@ def test_theorem_2_fails_as_printed_and_holds_with_the_surrogate(n):
           max(abs(rise + 0.00686), abs(printed + 0.00097)), at_most=5e-6)
     check("erratum C3: below the printed bound by", printed - rise, at_least=0.005, refutes="C3 printed",
           cases=1)
+    for gamma, delta in NEAR_ONE:
+        world, step = bandit((1, 0, 0), gamma=gamma), exclusion_step_of_bandit((1, 0, 0), None, gamma, delta)
+        rise, _, eps = gains(world, old, old + step, world.r)
+        check("erratum C3: gamma .9 to .999: rise of J over the printed bound",
+              rise / -shift_of_states(gamma, delta, eps), at_least=1.5, refutes="C3 printed", cases=1)
     slack, control, failed, meeting, tried = np.inf, np.inf, 0, 0, 0
     for world, old, new, _, multiplier, feasible, _ in exclusion_steps(n):
         rise, L, eps = gains(world, old, new, world.r)
-        bound = shift_of_states(world.gamma, world.kl(old, new), eps)
+        bound, most = shift_of_states(world.gamma, world.kl(old, new), eps), eps / (1 - world.gamma)
         slack = min(slack, rise - L / (1 - world.gamma) + bound)
         control = min(control, rise - L / (1 - world.gamma))
+        printed = shift_of_states(world.gamma, 0.01, eps)
         assumed = feasible and not multiplier
-        failed += assumed and rise < -shift_of_states(world.gamma, 0.01, eps) - 1e-10
-        meeting += assumed
-        tried += 1
+        failed += assumed and rise < -printed - 1e-10
+        meeting += assumed and printed < most
+        tried += bound - L / (1 - world.gamma) < most
     check("erratum C3: random CMDPs where the printed bound fails, lambda = 0", failed, at_least=5,
           refutes="C3 printed", cases=meeting)
     check("Theorem 2, corrected: least slack", slack, at_least=-1e-10, supports="C3 corrected", cases=tried)
@@ -376,8 +430,8 @@ def test_theorem_2_fails_as_printed_and_holds_with_the_surrogate(n):
 def test_theorem_3_fails_as_printed_and_holds_with_the_surrogate(n):
     """C4. Printed: J_c rises by 2 sqrt(2 delta) gamma eps / (1 - gamma)^2 at most, eps of A_{new}, whose mean
     under new is 0, or, meant, of A_{old}. Bandit, uniform, r = (0, 1, 0), c = (1, .9, 0), lambda = 0, d =
-    J_c(old), unsafe as before, 98% of the step: fails with either. Corrected: plus
-    the surrogate, and half the constant."""
+    J_c(old), unsafe as before, 98% of the step: fails with either; with a smaller delta for gamma near 1,
+    too. Corrected: plus the surrogate, and half the constant. Cases as of C3."""
     world, old, unsafe = bandit((0, 1, 0), (1, 0.9, 0)), np.zeros((1, 3)), np.log([[0.98, 0.01, 0.01]])
     step, _ = strpo.exclusion_step(*exclusion_vectors(world, old, unsafe), 0.01, 0.01)
     new = old + 0.98 * step.reshape(1, 3)
@@ -387,16 +441,24 @@ def test_theorem_3_fails_as_printed_and_holds_with_the_surrogate(n):
     check("erratum C4: |KL, exclusion, rise of J_c, bound - golden|, units of the last digit",
           np.abs(np.subtract(measured, (0.0099, 1.09, 0.0546, 0.0154)) / (1e-4, 1e-2, 1e-4, 1e-4)).max(), 1)
     check("erratum C4: above the meant bound", rise - printed, at_least=0.03, refutes="C4 printed", cases=1)
+    for gamma, delta in NEAR_ONE:
+        world = bandit((0, 1, 0), (1, 0.9, 0), gamma)
+        step = exclusion_step_of_bandit((0, 1, 0), (1, 0.9, 0), gamma, delta)
+        rise, _, eps = gains(world, old, old + step, world.c)
+        check("erratum C4: gamma .9 to .999: rise of J_c over the meant bound",
+              rise / (2 * shift_of_states(gamma, delta, eps)), at_least=1.1, refutes="C4 printed", cases=1)
     slack, control, failed, own, tried, meeting = np.inf, np.inf, 0, 0.0, 0, 0
     for world, old, new, unsafe, multiplier, feasible, _ in exclusion_steps(n):
         rise, L, eps = gains(world, old, new, world.c)
         bound, moved = shift_of_states(world.gamma, world.kl(old, new), eps), world.kl(old, new) <= 0.01
         slack = min(slack, L / (1 - world.gamma) + bound - rise)
         control = min(control, L / (1 - world.gamma) - rise)
-        excluded, tried = distance(world.state_occupancy(old), unsafe, new) > 0.01, tried + 1
+        excluded = distance(world.state_occupancy(old), unsafe, new) > 0.01
+        printed, most = 2 * shift_of_states(world.gamma, 0.01, eps), eps / (1 - world.gamma)
         assumed = feasible and moved and excluded and not multiplier
-        meeting += assumed
-        failed += assumed and rise > 2 * shift_of_states(world.gamma, 0.01, eps) + 1e-10
+        meeting += assumed and printed < most
+        failed += assumed and rise > printed + 1e-10
+        tried += L / (1 - world.gamma) + bound < most
         own = max(own, np.abs(np.sum(np.exp(log_policy(new)) * world.advantage(new, world.c), axis=1)).max())
     check("erratum C4: max_s |E_new A_new|, printed as eps", own, at_most=IDENTITY, refutes="C4 printed")
     check("erratum C4: random CMDPs where the meant bound fails, lambda = 0", failed, at_least=20,
@@ -445,6 +507,37 @@ def test_joint_advantage_lemma_fails_as_printed_and_holds_corrected(n):
     check("joint advantage, exact in lambda_eff: least slack", exact.min(), at_least=-1e-10,
           supports="C5 corrected")
     check("  control: joint advantage without the change of states", -control.min(), at_least=1e-3)
+
+
+def test_the_joint_advantage_gives_the_change_of_an_objective_in_z_scores():
+    """4.2, the performance relation: over states and actions of the new policy, the mean of the joint
+    advantage over 1 - gamma is said to be the change of the Lagrangian J_r - lambda J_c. It is, exactly, that
+    of J_r / sigma_r - lambda J_c / sigma_c, whose sign may be the other one. Bandit, r = (.73, .55, .73), c =
+    (.68, .2, .67), lambda = 1, radius .01, and any two policies of random CMDPs."""
+    def sides(world, old, new, multiplier):
+        mean = dot(world.occupancy(new), joint_advantage(world, old, multiplier)) / (1 - world.gamma)
+        rises, s = [], []
+        for f in (world.r, world.c):
+            rises.append(gains(world, old, new, f)[0])
+            s.append(math.sqrt(dot(world.occupancy(old), world.advantage(old, f) ** 2)) + 1e-8)
+        return mean, rises[0] - multiplier * rises[1], rises[0] / s[0] - multiplier * rises[1] / s[1]
+
+    world, old = bandit((0.73, 0.55, 0.73), (0.68, 0.2, 0.67)), np.zeros((1, 3))
+    g, x, *_ = exclusion_vectors(world, old, old, 1.0)
+    new = old + strpo.steepest_step(g, x, 0.01)[0].reshape(1, 3)
+    mean, lagrangian, _ = sides(world, old, new, 1.0)
+    check("erratum C12: bandit: right side over left side", mean / lagrangian, at_most=-1,
+          refutes="C12 printed", cases=1)
+    rng, opposite, error = np.random.default_rng(38), 0, 0.0
+    for _ in range(500):
+        world = random_world(rng)
+        old, new = rng.normal(size=(2, *world.r.shape))
+        mean, lagrangian, scaled = sides(world, old, new, rng.exponential())
+        opposite, error = opposite + (mean * lagrangian < 0), max(error, abs(mean - scaled) / (1 + abs(mean)))
+    check("erratum C12: random pairs, of 500, where the two sides have opposite signs", opposite, at_least=10,
+          refutes="C12 printed", cases=500)
+    check("C12, corrected: mean of the joint advantage - change in z-scores [1 + it]", error, at_most=1e-9,
+          supports="C12 corrected", cases=500)
 
 
 def test_inequality_a1_needs_the_advantage_of_the_old_policy():

@@ -402,6 +402,7 @@ def test_a_run_that_fails_is_tried_again_and_then_reported(tmp_path):
 
 BAD = {"no.toml": None, "torn.toml": "seed = [0", "table.toml": "[grid]\nseed = 0", "empty.toml": "seed = []",
        "date.toml": "seed = 2020-01-01", "unknown.toml": "delat = 1", "many.toml": 'seed = "many"',
+       "dash.toml": "cost-limit = 5\ncost_limit = 6",
        "twice.toml": "[[grid]]\nseed=0\n[[grid]]\nseed=0", "name.toml": 'algorithm = "trpo"',
        "list.toml": "grid = 3", "workers.toml": "workers = 2", "parallel.toml": "parallel = 2",
        "scheduler.toml": 'scheduler = "tcp://a:1"'}

@@ -322,14 +322,17 @@ def test_a_step_keeps_of_its_promise_what_the_noise_scale_says(size, grid_case):
     check("  control: the batch's own surrogate [standard errors]", naive / errors[1], at_least=8)
 
 
-def kept_of_drawn_gradients(rho: float, beta: float, update: str) -> float:
-    """True over promised decrease, of 2,000 shipped steps in 240 dimensions, F = I: the cost's gradient is
-    drawn with noise of n* / n = 3, that of the reward is exact; rho is their true cosine."""
+def kept_of_drawn_gradients(rho: float, beta: float, update: str, noises=(3.0, 0.0), kappa=0.0) -> float:
+    """True over promised decrease, of 2,000 shipped steps in 240 dimensions, F = I: the gradients of cost and
+    reward are drawn with noises of n* / n, which have the cosine kappa; rho is the true gradients' cosine."""
     rng, g_c = np.random.default_rng(90), np.eye(240)[0]
     g_r = rho * g_c + math.sqrt(1 - rho**2) * np.eye(240)[1]
-    noisy = g_c + math.sqrt(3 / 240) * rng.normal(size=(2000, 240))
-    steps = np.array([sbtrpo.safety_biased_step(g_r, g_r, g, g, 0.01, beta, update=update)[0] for g in noisy])
-    return float(np.sum(steps @ g_c) / np.sum(steps * noisy))
+    noise, other = rng.normal(size=(2, 2000, 240)) / math.sqrt(240)
+    costs = g_c + math.sqrt(noises[0]) * noise
+    rewards = g_r + math.sqrt(noises[1]) * (kappa * noise + math.sqrt(1 - kappa**2) * other)
+    steps = np.array([sbtrpo.safety_biased_step(r, r, c, c, 0.01, beta, update=update)[0]
+                      for r, c in zip(rewards, costs)])
+    return float(np.sum(steps @ g_c) / np.sum(steps * costs))
 
 
 def test_what_a_step_keeps_depends_on_the_cosine_of_the_gradients():
@@ -357,3 +360,36 @@ def test_what_a_step_keeps_depends_on_the_cosine_of_the_gradients():
           supports="A5")
     check("  control: the same, other rho and beta (least)", control, at_least=0.02)
     check("  control: kept, other rho and beta (least)", least, at_most=-0.05)
+
+
+def test_what_a_step_keeps_depends_on_the_cosine_of_the_noises():
+    """Both gradients drawn, k_c = 1 / sqrt(1 + n*_c / n), k_r alike, and kappa the cosine of their noises,
+    which come from the same episodes: the batch sees the cosine r = k_c k_r rho + kappa sqrt((1 - k_c^2) (1 -
+    k_r^2)). Its step is w of its step_r and mu of its step_c, by (2) or (3) of r. True of step_c is k_c, of
+    step_r k_r rho, so it keeps k_c (mu k_c - w k_r rho) / (mu - w r), if r > -beta. Control: rho = 0, where 1
+    / (1 + n* / n) = .25 holds for kappa = 0 alone."""
+    rng, error, control = np.random.default_rng(96), 0.0, {}
+    settings = [(0.0, kappa, 3.0, 3.0, 0.75, update) for kappa in (-0.5, 0.0, 0.5)
+                for update in ("convex", "optimal")]
+    while len(settings) < 30:
+        rho, kappa = rng.uniform(-0.9, 0.9, size=2)
+        noises, beta = 10 ** rng.uniform(-1, 1, size=2), rng.uniform(0.3, 0.95)
+        settings.append((rho, kappa, *noises, beta, rng.choice(["convex", "optimal"])))
+    tried = 0
+    for rho, kappa, noise_c, noise_r, beta, update in settings:
+        k_c, k_r = 1 / math.sqrt(1 + noise_c), 1 / math.sqrt(1 + noise_r)
+        r = k_c * k_r * rho + kappa * math.sqrt((1 - k_c**2) * (1 - k_r**2))
+        if r < 0.1 - beta:
+            continue
+        w, mu = (sbtrpo.convex_weights(r, beta) if update == "convex"
+                 else sbtrpo.optimal_weights(r, beta, 1 - r**2))
+        law = k_c * (mu * k_c - w * k_r * rho) / (mu - w * r)
+        kept = kept_of_drawn_gradients(rho, beta, update, (noise_c, noise_r), kappa)
+        error, tried = max(error, abs(kept - law)), tried + 1
+        if rho == 0:
+            control[kappa] = max(control.get(kappa, 0.0), abs(kept - 0.25))
+    check("kept of drawn gradients: |kept - the law with kappa|", error, at_most=0.015, supports="A5",
+          cases=2000 * tried)
+    check("kept of drawn gradients, rho = kappa = 0: |kept - 1 / (1 + n* / n)|", control.pop(0.0), 0.01,
+          supports="A5")
+    check("  control: rho = 0, kappa = .5 or -.5 (least)", min(control.values()), at_least=0.05)

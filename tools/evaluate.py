@@ -150,7 +150,8 @@ def folders(paths: list[Path]) -> list[Path]:
 
 def writable(path: Path) -> None:
     """Makes the folder of a file that will be written; ends here if the file cannot be, or is a run's."""
-    files = "config.json", "checkpoint.npz", "checkpoint.previous.npz", "progress.csv"
+    files = ("config.json", "checkpoint.npz", "checkpoint.previous.npz", "progress.csv", "curves.png", "lock",
+             "owner", "log.txt", "sweep.lock")
     if path.name in files and (path.parent / "config.json").exists():
         sys.exit(f"{path} belongs to a run: give the results another name.")
     try:
@@ -399,7 +400,10 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit("interrupted; nothing was written")
     if options.figure and len({config.task for _, config, *_ in runs.values()}) > 1:
         sys.exit("--figure takes runs of one task.")
-    for path in filter(None, (options.video, options.figure, options.output)):
+    paths = [path for path in (options.video, options.figure, options.output) if path]
+    if len({path.resolve() for path in paths}) < len(paths):
+        sys.exit("--video, --figure and --output must be different files.")
+    for path in paths:
         writable(path)
     if options.video and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "osmesa")

@@ -159,14 +159,22 @@ def read_grids(path: Path) -> list[dict[str, list[str]]]:
         return list(map(str, values))
 
     try:
-        shared = tomllib.loads(path.read_text())
+        shared = with_underscores(tomllib.loads(path.read_text()), path)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise Mistake(f"{path} cannot be read as TOML: {error}") from None
     grids = shared.pop("grid", [{}])
     if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
         raise Mistake(f"{path}: grids are tables, each under a line [[grid]].")
-    return [{name.replace("-", "_"): texts(name, values) for name, values in {**shared, **grid}.items()}
+    return [{name: texts(name, values) for name, values in {**shared, **with_underscores(grid, path)}.items()}
             for grid in grids]
+
+
+def with_underscores(table: dict, path: Path) -> dict:
+    """The same under the names of options as the scripts have them."""
+    renamed = {name.replace("-", "_"): values for name, values in table.items()}
+    if len(renamed) < len(table):
+        raise Mistake(f"{path}: a name stands in one table twice, once with - and once with _.")
+    return renamed
 
 
 def arguments(argv: list[str] | None) -> tuple[list[Run], argparse.Namespace]:
