@@ -157,16 +157,23 @@ def published(text: str, n: int) -> list[Sample]:
     return [Sample(float(mean), float(std or "nan"), n) for mean, std in pairs]
 
 
-def dials() -> str:
-    """β over the campaign, a line through all 15 seeds; the slope is that of a tenth."""
+def dial(task: str, folders: list[str]) -> str:
+    """β, a folder each, and a line through all seeds; the slope is that of a tenth."""
     lines = []
     for metric in METRICS:
-        values = finals([f"sbtrpo-{CIRCLE2}-beta-{beta}" for beta in BETAS], metric)
+        values = finals(folders, metric)
         fit = stats.linregress(np.repeat(BETAS, [len(each) for each in values]), np.concatenate(values))
         half = stats.t.ppf(0.975, sum(map(len, values)) - 2) * fit.stderr
         ends = (f"{sample(each)}, β = {beta}" for each, beta in zip(values[::4], BETAS[::4]))
         lines.append((metric, *ends, f"{fit.slope / 10:+.3g} ± {half / 10:.2g} a tenth", float(fit.pvalue)))
-    return section(f"β as a dial, 0.6 to 0.9: slope over all 15 seeds, SB-TRPO on {CIRCLE2}", lines)
+    seeds = sum(map(len, values))
+    return section(f"β as a dial, 0.6 to 0.9: slope over all {seeds} seeds, SB-TRPO on {task}", lines)
+
+
+def dials() -> str:
+    """The campaign, and the paper's settings, whose β is 0.75, as in its Figure 3."""
+    of_paper = [f"sbtrpo-{BUTTON2}-paper" + ("" if beta == 0.75 else f"-beta-{beta}") for beta in BETAS]
+    return dial(CIRCLE2, [f"sbtrpo-{CIRCLE2}-beta-{beta}" for beta in BETAS]) + dial(BUTTON2, of_paper)
 
 
 def judged(folder: str) -> dict:
