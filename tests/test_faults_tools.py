@@ -485,7 +485,8 @@ def test_ctrl_c_ends_an_evaluation_whatever_the_environment_does(tmp_path):
 def test_an_evaluation_is_not_written_over_a_run(run, tmp_path, capsys):
     """Its checkpoint, say, or its lock, which two processes would then hold; nor over another of its own
     files. A folder without a run may have such a name."""
-    said = refused(evaluate.main, [run, "--output", tmp_path / "a", "--figure", tmp_path / "b/../a"], capsys)
+    two = ["--output", tmp_path / "a.gif", "--video", tmp_path / "b/../a.gif"]
+    said = refused(evaluate.main, [run, *two], capsys)
     assert said == "--video, --figure and --output must be different files."
     for name in ("checkpoint.npz", "config.json", "lock", "owner", "curves.png"):
         before = (run / name).read_bytes()
