@@ -94,7 +94,9 @@ SETTINGS = {  # what was tried on development tasks, beside what; {end of the fo
         "limit-0-1M": "", "limit-0-exclusion-none-1M": "--exclusion none",
         "limit-0-delta-0.02-1M": "--delta-1 0.02", "limit-0-pid-slow-1M": "--pid 0.01 0.001 0",
         "limit-0-pid-fast-1M": "--pid 0.2 0.02 0.05", "limit-0-batch-20000-1M":
-        "--batch-steps 20000 --delta-1 0.02 --cg-iterations 15 --damping 0.1"})}
+        "--batch-steps 20000 --delta-1 0.02 --cg-iterations 15 --damping 0.1",
+        "limit-0-critic-mean-1M": "--critic mean", "limit-0-paper-1M": "--preset paper",
+        "limit-0-paper-lambda-0.01-1M": "--preset paper --lambda-2 0.01"})}
 
 
 def cells(folder: Path, algorithm: str, task: str) -> list[str]:
