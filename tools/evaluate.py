@@ -164,6 +164,14 @@ def writable(path: Path) -> None:
         sys.exit(f"{path} cannot be written: {error.strerror}.")
 
 
+def all_writable(paths: list[Path]) -> None:
+    """The same of all that will be written."""
+    if len({path.resolve() for path in paths}) < len(paths):
+        sys.exit("--video, --figure and --output must be different files.")
+    for path in paths:
+        writable(path)
+
+
 def keep(write, path: Path, text: str) -> None:
     """All of it or nothing, where a link leads; but a device stays one."""
     if path.exists() and not path.is_file():
@@ -400,11 +408,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit("interrupted; nothing was written")
     if options.figure and len({config.task for _, config, *_ in runs.values()}) > 1:
         sys.exit("--figure takes runs of one task.")
-    paths = [path for path in (options.video, options.figure, options.output) if path]
-    if len({path.resolve() for path in paths}) < len(paths):
-        sys.exit("--video, --figure and --output must be different files.")
-    for path in paths:
-        writable(path)
+    all_writable([path for path in (options.video, options.figure, options.output) if path])
     if options.video and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "osmesa")
     algorithms = [loaded[0] for loaded in runs.values()]
