@@ -765,9 +765,9 @@ def make_executor(config):
         executor = loky.ProcessPoolExecutor(  # in each, sets of strings have one order
             config.workers, initializer=guard_worker, initargs=(os.getpid(),),
             env={"PYTHONHASHSEED": "0"})
-        multiprocessing.resource_tracker.ensure_running()  # it would unblock what is blocked below
+        multiprocessing.resource_tracker.ensure_running()  # its start would unblock Ctrl-C
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # workers inherit that
-        executor.submit(int)  # starts them
+        executor.submit(int)  # starts the workers
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return executor
     from distributed import Client
@@ -1125,11 +1125,12 @@ def several_barriers_step(reward_gradient, reward_direction, cost_gradients, cos
     between, facing = cosines[np.ix_(kept, kept)], cosines[kept] @ goal
     system = between * np.outer(scale, scale) + np.diag(1 / (1 + stiffness))
     solve = functools.partial(np.linalg.lstsq, rcond=None)
-    shares, along = scale * solve(system, scale * facing)[0], solve(between, facing)[0]
+    shares = scale * solve(system, scale * facing)[0]
+    along = solve(between, facing)[0]  # less it, the goal leaves each cost with a barrier as it is
     weights, across = goal.copy(), goal.copy()
     weights[kept] -= shares
-    across[kept] -= along  # leaves each cost with a barrier as it is
-    if (across @ per_best) @ (across @ best_steps) <= 1e-24:  # none: goal less shares is rounding
+    across[kept] -= along
+    if (across @ per_best) @ (across @ best_steps) <= 1e-24:  # nothing is left: not by difference
         weights = np.zeros_like(goal)
         weights[kept] = scale * solve(system, scale * along / stiffness)[0]
     length2 = float(weights @ cosines @ weights) + np.sum(shares**2 / stiffness)  # in H, / 2 delta

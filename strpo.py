@@ -766,9 +766,9 @@ def make_executor(config):
         executor = loky.ProcessPoolExecutor(  # in each, sets of strings have one order
             config.workers, initializer=guard_worker, initargs=(os.getpid(),),
             env={"PYTHONHASHSEED": "0"})
-        multiprocessing.resource_tracker.ensure_running()  # it would unblock what is blocked below
+        multiprocessing.resource_tracker.ensure_running()  # its start would unblock Ctrl-C
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # workers inherit that
-        executor.submit(int)  # starts them
+        executor.submit(int)  # starts the workers
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return executor
     from distributed import Client

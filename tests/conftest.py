@@ -118,7 +118,7 @@ A2 Hessian | C-TRPO, the divergence | holds
     random policies of 13 worlds, both barriers, by autograd
 B7 | C-TRPO, cost of a step | holds
     normalised J_c rises by Psi^-1(delta / beta) + sqrt(2 delta) gamma eps_c / (1 - gamma) at most
-    shipped steps, gamma .3 to .7; 5% of the last term is used; a case: the bound is below eps_c
+    shipped steps, gamma .3 to .9; 5% of the last term is used; a case: the bound is below eps_c
 B7 reward | C-TRPO, reward of a step | holds
     normalised J_r falls by sqrt(2 delta) gamma eps_r / (1 - gamma) at most
     shipped steps, costs nearly the reward; a case: J_r falls, and the bound is below eps_r
@@ -128,18 +128,18 @@ B8 | C-TRPO, safety during training | holds
 B8 surrogate | C-TRPO, safety as it is run | holds
     with the surrogate divergence a step ends at J_c <= b + C delta, C of world and policy, not always <= b
     margins of .001 to .1 delta, both barriers, three delta: C .08; with rare actions and gamma .99: 79
-C11 printed | C-TRPO (summary), design tradeoffs | fails as printed
-    larger barrier parameters increase safety
-    the plane, rho < 0, both barriers, beta .01, .1, 1: the cost falls by less, to first order
-C11 corrected | C-TRPO (summary), design tradeoffs | holds as corrected
-    a larger beta lets the cost rise by less where rho > 0, to first order
-    the plane, rho .3, .6, .9, both barriers, beta .01, .1, 1
 C9 printed | C-TRPO (summary), mechanism 1 | fails as printed
     the divergence, in the release's order D_phi(new, old), tends to infinity at the threshold
     x log x, the barrier of the paper's runs, at (1 - 1e-13) of margins from 1e-300 to 1e150
 C9 corrected | C-TRPO (summary), mechanism 1 | holds as corrected
     for -log x it does; for x log x it tends to the margin and is infinite only from there on
     both barriers, at (1 - 1e-13) of margins from 1e-300 to 1e150, and beyond
+C11 printed | C-TRPO (summary), design tradeoffs | fails as printed
+    larger barrier parameters increase safety
+    the plane, rho < 0, both barriers, beta .01, .1, 1: the cost falls by less, to first order
+C11 corrected | C-TRPO (summary), design tradeoffs | holds as corrected
+    a larger beta lets the cost rise by less where rho > 0, to first order
+    the plane, rho .3, .6, .9, both barriers, beta .01, .1, 1
 A4 step | C-TRPO with several budgets, the step | holds
     the natural reward step for H = F + sum w_i g_i g_i^T takes m + 1 products with F^-1, and m x m
     random metrics, 2 to 4 costs, w_i g_i.x_i of 0 and of 1e-20 to 1e12, dependent and zero gradients
@@ -239,12 +239,6 @@ C5 printed | sTRPO, lemma of the joint advantage | fails as printed
 C5 corrected | sTRPO, lemma of the joint advantage | holds as corrected
     J_lambda rises by (L - eps_est) / (1 - gamma) - sqrt(2 delta) gamma eps_base / (1 - gamma)^2 at least
     exact steps on random CMDPs, gamma .3 to .99; a second version, without eps_est, too
-C12 printed | sTRPO, 4.2, performance relation | fails as printed
-    the mean of the joint advantage over the new policy, over 1 - gamma, is the change of the Lagrangian
-    a bandit, lambda = 1; any two policies of random CMDPs: the signs may differ
-C12 corrected | sTRPO, 4.2, performance relation | holds as corrected
-    it is that of J_r / sigma_r - lambda J_c / sigma_c
-    any two policies of random CMDPs
 C6 printed | sTRPO, Eq. 8 for Eq. 5 | fails as printed
     phi.s >= delta_2 leads away from the unsafe policy, and leaves the best safe policy where it is
     exact steps on random CMDPs; the optimum of two states
@@ -263,6 +257,12 @@ C8 printed | sTRPO, Eq. 10 | fails as printed
 C8 corrected | sTRPO, Eq. 10 | holds as corrected
     if E chi^2 <= delta_1 / 18, steps of KL delta_1, <= 3 radii, lead away; reversed, lambda_2 small, lose J
     random CMDPs, near the unsafe policy; small: lambda_2^2 E chi^2 < g.x; J: J_r, lambda = 0; else joint
+C12 printed | sTRPO, 4.2, performance relation | fails as printed
+    the mean of the joint advantage over the new policy, over 1 - gamma, is the change of the Lagrangian
+    a bandit, lambda = 1; any two policies of random CMDPs: the signs may differ
+C12 corrected | sTRPO, 4.2, performance relation | holds as corrected
+    it is that of J_r / sigma_r - lambda J_c / sigma_c
+    any two policies of random CMDPs
 fast | fast_safety_gymnasium.py | holds
     no bit of any number differs from Safety Gymnasium as it is installed
     whole episodes, the package and the file in processes of their own; a case is a step

@@ -119,7 +119,8 @@ def test_step_with_one_of_several_budgets_is_the_step_with_one(barrier):
 def test_a_barrier_along_the_goal_slows_a_step_and_never_stops_it(barrier):
     """Reward and cost parallel, margins of 1e-1 to 1e-11 of the best decrease: the step is that of one
     budget, relative to its length. Two parallel costs, the first violated, such a margin left of the second:
-    both fall. The step is not made as a difference, 1 - w s / (1 + w s), which is down to 1e-23 here."""
+    both fall, by .4 of that margin at least. The step is not made as a difference, 1 - w s / (1 + w s), which
+    is down to 1e-23 here."""
     rng, worst, falls = np.random.default_rng(63), 0.0, -np.inf
     for exponent in np.linspace(-11, -1, 300):
         F, (g, x, _, _) = random_problem(rng)
@@ -132,9 +133,9 @@ def test_a_barrier_along_the_goal_slows_a_step_and_never_stops_it(barrier):
         worst = max(worst, np.linalg.norm(step - theirs) / np.linalg.norm(theirs))
         pair = np.array([g, scale * g]), np.array([x, scale * x]), 0.01, 0.1, np.array([-1.0, margins[0]])
         _, info = several_barriers_step(g, x, *pair, barrier, np.array([True, False]))
-        falls = max(falls, (info["cost_change"] / info["best_cost"]).max())
+        falls = max(falls, (info["cost_change"] / info["best_cost"]).max() / 10**exponent)
     check("a barrier along the reward: step with several budgets - with one [its length]", worst, 1e-9)
-    check("a barrier along a violated cost: change of either [best decrease]", falls, at_most=-1e-12)
+    check("a barrier along a violated cost: change of either [margin]", falls, at_most=-0.4)
 
 
 def test_two_violated_costs_both_fall_and_of_three_one_may_rise():

@@ -129,13 +129,12 @@ def test_exclusion_step_agrees_with_bisection():
 def test_raising_lambda_2_meets_the_demand_where_it_can_be_met():
     """4.3: lambda_1* = sqrt((g + lambda_2 phi).H^-1 (g + lambda_2 phi) / 2 delta) makes 1 / lambda_1* times
     the direction the step of Eq. 9: Theorem 1's alpha is 1. Along these phi.s rises with lambda_2, to phi.y
-    over its length: so raising lambda_2 meets a demand below that, .9 and .999 of it, and never one of 1.001.
+    over its length: so raising lambda_2 meets a demand of .999 of that, and never one of 1.001.
     Random metrics and gradients. Control: with lambda_2 = 0 most demands are not met."""
     rng, alpha, falls, met, beyond, without = np.random.default_rng(37), 0.0, np.inf, 0, 0, 0
     for _ in range(300):
         F, (g, x, phi, y) = random_problem(rng)
-        most, before = math.sqrt(0.02 * phi @ y), -np.inf
-        changes = []
+        most, changes = math.sqrt(0.02 * phi @ y), []
         for lambda_2 in (0.0, *10.0 ** np.arange(-3, 7)):
             both = g + lambda_2 * phi
             step, info = strpo.fixed_step(g, x, phi, y, 0.01, 0.01, lambda_2)
@@ -144,8 +143,7 @@ def test_raising_lambda_2_meets_the_demand_where_it_can_be_met():
             alpha = max(alpha, np.linalg.norm(step - theirs) / np.linalg.norm(step),
                         abs(info["lambda_1"] / lambda_1 - 1))
             changes.append(phi @ step / most)
-            falls, before = min(falls, changes[-1] - before), changes[-1]
-        met += changes[-1] >= 0.999
+        falls, met = min(falls, np.diff(changes).min()), met + (changes[-1] >= 0.999)
         beyond, without = beyond + (max(changes) >= 1.001), without + (changes[0] < 0.9)
     check("lambda_1*: step of Eq. 9 - direction / lambda_1* [its length]", alpha, at_most=1e-9,
           supports="B15 ascent", cases=300)
@@ -318,7 +316,7 @@ def test_reversal_costs_reward_only_where_lambda_2_is_small():
     order, where lambda_2^2 E chi^2 < g.x; that is the reward, if the cost has no weight, lambda = 0. delta_1
     = delta_2 = .01, policies near the unsafe one, exact J after steps of 1e-3. Controls: with lambda_2 =
     1000, and with the exact dual, the default, whose step is step_phi there, reversal gains reward in a third
-    and in half of the cases; with lambda = 5 it does so in some."""
+    and in half of the cases; with lambda = 5 it does so in a third, too."""
     rng, loss, tried = np.random.default_rng(34), np.inf, 0
     gained = {"lambda_2 = 1000": 0, "exact dual": 0, "lambda = 5": 0}
     for _ in range(200):
@@ -344,7 +342,7 @@ def test_reversal_costs_reward_only_where_lambda_2_is_small():
     check("infeasible, lambda_2 = .95 sqrt(g.x / E chi^2): reward that reversal loses (least) [best]", loss,
           at_least=0.01, supports="C8 corrected", cases=tried)
     for name, count in gained.items():
-        check(f"  control: {name}: reversals, of 200, that gain reward", count, at_least=40)
+        check(f"  control: {name}: reversals, of 200, that gain reward", count, at_least=60)
 
 
 def test_weights_explode_where_states_of_the_unsafe_policy_do_not():
