@@ -1098,45 +1098,45 @@ def check_barrier(barrier, margins, recovery):
 def several_barriers_step(reward_gradient, reward_direction, cost_gradients, cost_directions,
                           delta, beta, margins, barrier, recovery):
     """(4) for several costs, gradients (costs, p), margins and recovery (costs,). Each that is not
-    in recovery has a barrier: H = F + sum_i w_i g_i g_i^T. By Woodbury's identity
+    in recovery has a barrier: H = F + sum_i w_i g_i g_i^T. For the goal and each cost, y = H^-1 g is
+    made barrier by barrier. Each keeps, as in (4), of
 
-        y = x - sum_i c_i x_i   with   sum_j (g_i.x_j + [i = j] / w_i) c_j = g_i.x
+        y = (y - a y_i) + a y_i,   a = g_i.y / g_i.y_i
 
-    where, if no cost is in recovery, x = x_r and step = sqrt(2 delta / g_r.y) y. Else the goal is
-    the sum of the g_i in recovery, each over sqrt(g_i.x_i), which frees it of units, and the step
-    goes down: two costs both fall, to first order and for exact x, where no third has a barrier or
-    recovers too.
+    the first part, and 1 / (1 + w_i g_i.y_i) of the second. If no cost is in recovery, the goal is
+    the reward, and step = sqrt(2 delta / g_r.y) y. Else it is the sum of the g_i in recovery, each
+    over sqrt(g_i.x_i), which frees it of units, and the step goes down: two costs both fall, to
+    first order and for exact x, where no third has a barrier or recovers too.
     Gradients may be dependent, or 0. Returns the step and what it promises, to each cost."""
     check_barrier(barrier, margins, recovery)
     gradients = np.array([reward_gradient, *cost_gradients])
     directions = np.array([reward_direction, *cost_directions])
     pairs = [steepest_step(g, x, delta) for g, x in zip(gradients, directions)]
     best_steps, per_best = map(np.array, zip(*pairs))
-    cosines = per_best @ best_steps.T
     best = np.sum(gradients * best_steps, axis=1)
-    share = best[1:] / np.where(recovery, 1.0, margins)
+    share = best[1:] / np.where(recovery, math.inf, margins)
     stiffness = beta / (2 * delta) * share * (share if barrier == "log" else best[1:])  # w s
     goal = np.append(1.0, np.zeros(len(margins)))  # weights of the best steps
     if np.any(recovery):
         goal = np.append(0.0, -recovery.astype(float))
-    kept = 1 + np.flatnonzero(~recovery & (stiffness > 1e-300))
-    stiffness = stiffness[kept - 1]
-    scale = 1 / np.sqrt(1 + 1 / stiffness)  # so the diagonal is 1, for budgets near and far
-    between, facing = cosines[np.ix_(kept, kept)], cosines[kept] @ goal
-    system = between * np.outer(scale, scale) + np.diag(1 / (1 + stiffness))
-    solve = functools.partial(np.linalg.lstsq, rcond=None)
-    shares = scale * solve(system, scale * facing)[0]
-    along = solve(between, facing)[0]  # less it, the goal leaves each cost with a barrier as it is
-    weights, across = goal.copy(), goal.copy()
-    weights[kept] -= shares
-    across[kept] -= along
-    if (across @ per_best) @ (across @ best_steps) <= 1e-24:  # nothing is left: not by difference
-        weights = np.zeros_like(goal)
-        weights[kept] = scale * solve(system, scale * along / stiffness)[0]
-    length2 = float(weights @ cosines @ weights) + np.sum(shares**2 / stiffness)  # in H, / 2 delta
-    weights *= 1 / math.sqrt(length2) if length2 > 0 else 0.0
-    step = weights @ best_steps
-    return step, {"rho": cosines[0, 1:], "kl": float(delta * weights @ cosines @ weights),
+    # rows, of the goal and of each cost: y = H^-1 g, and F y; barrier by barrier
+    y = np.array([goal @ best_steps, *best_steps[1:]])
+    Fy = np.array([goal @ per_best, *per_best[1:]])
+    if Fy[0] @ y[0] <= 1e-24:  # exactly opposed costs recover
+        y[0], Fy[0] = 0, 0
+    for i in range(1, len(y)):
+        s = float(per_best[i] @ y[i])
+        if stiffness[i - 1] * s <= 0:
+            continue
+        keep, along = 1 / (1 + stiffness[i - 1] * s), (y @ per_best[i] / s)[:, None]
+        across, F_across = y - along * y[i], Fy - along * Fy[i]
+        nothing = np.sum(F_across * across, axis=1) <= 1e-24 * np.sum(Fy * y, axis=1)
+        across[nothing], F_across[nothing] = 0, 0  # it is along y[i], but for rounding
+        y, Fy = across + keep * along * y[i], F_across + keep * along * Fy[i]
+    length2 = float(Fy[0] @ y[0] + stiffness @ (per_best[1:] @ y[0]) ** 2)  # in H, over 2 delta
+    scale = 1 / math.sqrt(length2) if length2 > 0 else 0.0
+    step = scale * y[0]
+    return step, {"rho": best_steps[1:] @ per_best[0], "kl": delta * float((scale * Fy[0]) @ step),
                   "best_reward": best[0], "best_cost": best[1:],
                   "reward_change": float(reward_gradient @ step),
                   "cost_change": gradients[1:] @ step}

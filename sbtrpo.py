@@ -43,8 +43,8 @@ Differs from the paper in
  2. `--update optimal` is beyond the paper.
  3. `--cost-limit b` > 0, a budget: (1) asks for a decrease of J_c - b, per step, plus 2% of the
     best, and for beta of the best at most; if negative, the cost may rise. b = 0: the paper.
- 4. The baseline of a return is the other episodes' mean at that time (`--advantage mc`: none, as in
-    the paper).
+ 4. The baseline of a return is the other episodes' mean at that time (`--advantage mc`: none, as we
+    read the paper).
  5. Conjugate gradients stop after 5 iterations, against noise; the damping is 1e-4.
 
 symbol    name in code               shape       meaning, unit (p parameters, n steps a batch)
@@ -102,8 +102,8 @@ def safety_biased_step(reward_gradient, reward_direction, cost_gradient, cost_di
 
     To first order KL <= delta and g_c.step <= -required, which is beta times the best decrease.
     With a budget, excess = J_c - b per step, as g_c is, required is at most excess plus 2% of the
-    best: without this room, curvature would stop the line search at J_c = b. Where g_c is 0, the
-    step is step_r; where g_r is 0 and cost has to fall, step_c. Returns it and what it promises."""
+    best: without this room, curvature would stop the line search at J_c = b. Where g_c is 0 to the
+    bit, the step is step_r; where g_r is and cost has to fall, step_c. Also returns its promise."""
     if update not in ("convex", "optimal") or not 0 < beta <= 1:
         raise Failure(f"{update=} is not convex or optimal, or {beta=} not in (0, 1].")
     # per_best @ step: the change of an objective, in units of the best step's

@@ -84,7 +84,7 @@ def optimal_weights(rho, fraction, sine2):
     if fraction >= 1:  # nothing in the trust region does more than step_phi
         return 0.0, 1.0
     if sine2 <= 1e-12:  # parallel, or g = 0: many steps solve it, and this is the shortest
-        return 0.0, fraction
+        return 0.0, 1.0 if rho > 0 else fraction
     k = math.sqrt((1 - fraction**2) / sine2)
     return k, fraction - k * rho
 

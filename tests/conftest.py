@@ -75,7 +75,7 @@ A1 optimal | beyond SB-TRPO, --update optimal | holds
     k step_r + (beta + k rho) step_c, k^2 = (1 - beta^2) / (1 - rho^2), is the best that keeps it; rho > -beta
     random metrics, beta .05 to .99; certified by the dual
 A1 CPO printed | SB-TRPO, beta = 1, Eq. 4 | fails as printed
-    with beta = 1 the step is CPO's
+    with beta = 1 the step is CPO's (the summary: "recovers CPO-like behaviour")
     random metrics, excess J_c - b from 0 to 1 of the best decrease; a run on the grid, b = 0
 A1 CPO corrected | SB-TRPO, beta = 1, Eq. 4 | holds as corrected
     it is where the excess is out of reach; else they are sqrt(2 - 2 max(f, -rho)) radii apart
@@ -142,7 +142,7 @@ C11 corrected | C-TRPO (summary), design tradeoffs | holds as corrected
     the plane, rho .3, .6, .9, both barriers, beta .01, .1, 1
 A4 step | C-TRPO with several budgets, the step | holds
     the natural reward step for H = F + sum w_i g_i g_i^T takes m + 1 products with F^-1, and m x m
-    random metrics, 2 to 4 costs, w_i g_i.x_i of 0 and of 1e-20 to 1e12, dependent and zero gradients
+    random metrics, 1 to 4 costs, w_i g_i.x_i of 0 and 1e-20 to 1e12, dependent and zero gradients, fractions
 A4 safe | C-TRPO with several budgets, safety | holds
     the exact divergence, with a barrier for each budget, keeps all J_i below b_i, by construction
     tried: rounding, and that it gains; whole runs in a corridor and on Garnets of two costs, delta .1
@@ -240,13 +240,13 @@ C5 corrected | sTRPO, lemma of the joint advantage | holds as corrected
     J_lambda rises by (L - eps_est) / (1 - gamma) - sqrt(2 delta) gamma eps_base / (1 - gamma)^2 at least
     exact steps on random CMDPs, gamma .3 to .99; a second version, without eps_est, too
 C6 printed | sTRPO, Eq. 8 for Eq. 5 | fails as printed
-    phi.s >= delta_2 leads away from the unsafe policy, and leaves the best safe policy where it is
+    phi.s >= delta_2 raises E_{d_u} KL(u || pi), and leaves the best safe policy where it is
     exact steps on random CMDPs; the optimum of two states
 C6 corrected | sTRPO, Eq. 8 for Eq. 5 | holds as corrected
     it leads away with phi over the unsafe policy's states; where g = 0, a level that is met leaves it
     exact steps on random CMDPs; the optimum of two states, where the second is so by construction
 C7 printed | sTRPO, Eq. 4 | fails as printed
-    xi = c + gamma V_CVaR(s') - V_CVaR(s) has mean 0 and prefers the action of larger CVaR
+    xi = c + gamma V_CVaR(s') - V_CVaR(s), as an advantage, has mean 0 and prefers the larger CVaR
     two actions, alpha = .1, gamma = .9, exact CVaR
 C7 corrected | sTRPO, Eq. 4 | holds as corrected
     it has and does for alpha = 1, where V is the mean

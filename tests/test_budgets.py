@@ -5,6 +5,7 @@ The costs of a step are g_1, ..., g_m; R is the matrix of cosines of (g_r, g_1, 
 and `sine` the square root of its least eigenvalue: 0 if the gradients are dependent."""
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -94,6 +95,60 @@ def test_step_with_several_budgets_is_the_natural_step_of_the_dense_hessian(kind
           supports="A4 step")
     if kind == "any":
         check("  control: a barrier left out: difference [radius] (median)", np.median(control), at_least=0.1)
+
+
+def rational_step(F, g_r, G, weights, delta: float) -> np.ndarray:
+    """The same for a diagonal F, without any rounding until y / sqrt(g_r.y): in fractions."""
+    F, g_r, weights = ([Fraction(each) for each in values] for values in (F, g_r, weights))
+    G, n = [[Fraction(each) for each in g] for g in G], len(g_r)
+    rows = [[(i == j) * F[i] + sum(w * g[i] * g[j] for w, g in zip(weights, G)) for j in range(n)] + [g_r[i]]
+            for i in range(n)]
+    for i in range(n):  # positive definite: no pivots
+        rows[i] = [each / rows[i][i] for each in rows[i]]
+        for j in range(n):
+            if j != i:
+                rows[j] = [a - rows[j][i] * b for a, b in zip(rows[j], rows[i])]
+    y = [row[-1] for row in rows]
+    length2 = sum(g * each for g, each in zip(g_r, y))
+    return np.array([float(each / length2) for each in y]) * math.sqrt(2 * delta * float(length2))
+
+
+@both_barriers
+def test_step_with_several_budgets_whose_costs_span_the_goal_is_that_of_fractions(barrier):
+    """One to three costs in a space of as many dimensions, or fewer; in every second case all gradients are
+    parallel. The step is along costs, and short where their barriers are stiff, w_i (g_i.x_i) up to 1e11. To
+    move a gradient by one rounding changes it by some 1e-16 of its length times the largest of these. So the
+    error may be that, in the Fisher norm; D and reward stay right."""
+    rng, delta, beta = np.random.default_rng([67, *barrier.encode()]), 0.01, 0.1
+    worst, divergence, gained, shortest = 0.0, 0.0, np.inf, np.inf
+    for k in range(600):
+        m = int(rng.integers(1, 4))
+        n = int(rng.integers(1, m + 1))
+        F, V = 2.0 ** rng.integers(-6, 7, n), rng.normal(size=(1 + m, n))
+        if k % 2:
+            V = rng.choice([-3.0, 1.0], (1 + m, 1)) * V[0]
+        V *= 2.0 ** rng.integers(-9, 10, (1 + m, 1))  # units of their own
+        X, exponents = V / F, rng.uniform(-11, 11, m) if k % 3 else rng.choice([-11.0, 11.0], m)
+        s = np.sum(V * X, axis=1)[1:]
+        margins = margins_of(10.0**exponents / s, beta, barrier)
+        weights = beta / margins ** (2 if barrier == "log" else 1)
+        step, info = several_barriers_step(V[0], X[0], V[1:], X[1:], delta, beta, margins, barrier,
+                                           np.zeros(m, bool))
+        exact = rational_step(F, V[0], V[1:], weights, delta)
+        length2 = np.sum(exact**2 * F)
+        error = math.sqrt(np.sum((step - exact) ** 2 * F) / length2)
+        worst = max(worst, error / (1 + np.max(weights * s)))
+        quadratic = (step @ (F * step) + np.sum(weights * (V[1:] @ step) ** 2)) / 2
+        divergence = max(divergence, abs(quadratic / delta - 1))
+        gained = min(gained, float(V[0] @ step) / float(V[0] @ exact))
+        shortest = min(shortest, math.sqrt(length2 / 2 / delta))
+    check("several budgets, costs span the goal: step - that of fractions [length, 1 + w s]", worst, IDENTITY,
+          supports="A4 step", cases=600)
+    check("several budgets, costs span the goal: |quadratic D / delta - 1|", divergence, IDENTITY,
+          supports="A4 step")
+    check("several budgets, costs span the goal: reward of the step over the exact one's (least)", gained,
+          at_least=0.99, supports="A4 step")
+    check("  control: shortest step [radius]", shortest, 1e-5)
 
 
 @both_barriers
