@@ -92,6 +92,12 @@ B1 | SB-TRPO, Lemma 4.1 (wording of a summary) | holds
 B1 rest | SB-TRPO, Lemma 4.1(3), in double precision | holds
     it rests at the best of all policies, or where an action with A_c < 0 has died out of its gradients
     whole runs of the step, two states and sparse Garnets, beta .25, .75, both updates; linear programs
+B1 flat | SB-TRPO, Lemma 4.1, where g_c = 0 | holds
+    for logits g_c = 0 only where all policies cost the same; there the step raises J_r, and J_c stays
+    Garnets with c = V - gamma P V; not where states share logits: there J_c may rise, of order 2
+B1 KL | SB-TRPO, "approximations appear conservative" | holds
+    for logits, a convex combination of two steps of KL <= delta has KL <= delta
+    Garnets, both ends of exact KL .01; not so for --update optimal, nor for the cost that is predicted
 B2 | SB-TRPO, Theorem 4.2(1) | holds
     if g_c != 0, a small enough step lowers J_c
     random policies of Garnets, both updates, beta .75; full steps at delta = .01, too
@@ -263,6 +269,24 @@ C12 printed | sTRPO, 4.2, performance relation | fails as printed
 C12 corrected | sTRPO, 4.2, performance relation | holds as corrected
     it is that of J_r / sigma_r - lambda J_c / sigma_c
     any two policies of random CMDPs
+C13 printed | sTRPO, Eq. 2, cost surrogate | fails as printed
+    J_c + E_d[A_c] / (1 - gamma), without the ratio of the objective, tells new policies that exceed d
+    a bandit; random CMDPs from J_c = d, TRPO's step, radius .01
+C13 corrected | sTRPO, Eq. 2, cost surrogate | holds as corrected
+    with the ratio it is J_c of the new policy but for the second order, as in CPO
+    random CMDPs and directions, halved steps
+C14 printed | sTRPO, 4.2, PID control | fails as printed
+    lambda increases when violations persist, and relaxes when safety improves
+    its own form and gains, smoothing .5; costs 60, 40, 30, 26, and 60 to 57, a budget of 25
+C14 corrected | sTRPO, 4.2, PID control | holds as corrected
+    with K_I alone it rises while J_c > b, falls while J_c < b; with all, >= K_I sum (J_c - b) while above
+    random sequences of costs, gains and budgets; above: the smoothed J_c, since the start
+C15 printed | sTRPO, C.3, lambda_2 | fails as printed
+    increasing lambda_2 consistently prioritizes safety: the step's cost falls by more
+    a bandit, lambda = 1, lambda_2 0 to 10; random CMDPs, to first order
+C15 corrected | sTRPO, C.3, lambda_2 | holds as corrected
+    it leads away from the unsafe policy by more, and gains less of the joint advantage
+    random CMDPs, to first order
 fast | fast_safety_gymnasium.py | holds
     no bit of any number differs from Safety Gymnasium as it is installed
     whole episodes, the package and the file in processes of their own; a case is a step

@@ -528,6 +528,92 @@ def test_a_rest_of_the_shipped_step_is_optimal_or_has_lost_an_action():
     check("  runs that come to rest (of 128)", optimal + lost, at_least=120)
 
 
+def shared_logit() -> TabularCMDP:
+    """Three states whose logits are (t, 0): from the first one action leads to the second state, the other to
+    the third, and back. Reward in the first for its first action; cost in the second for the first, in the
+    third for the second. J_c, as p^2 + (1 - p)^2, is least at t = 0, and its slope 0 there."""
+    P = np.zeros((3, 2, 3))
+    P[0, 0, 1] = P[0, 1, 2] = P[1:, :, 0] = 1
+    r, c = np.zeros((2, 3, 2))
+    r[0, 0] = c[1, 0] = c[2, 1] = 1
+    return TabularCMDP(P, r, c, 0.5, np.eye(3)[0], np.inf)
+
+
+def test_where_the_cost_gradient_is_zero_no_policy_is_cheaper_and_the_step_earns():
+    """Lemma 4.1: "when no further cost decrease is locally possible, the update improves reward". For logits
+    and states that are all reached, A_c = g_c / (d pi), and no policy is cheaper by more than the largest
+    |A_c|: where g_c = 0 all cost the same, c = V - gamma P V. Any Garnets, and such ones, where the rounding
+    that is left of g_c is taken for 0. Control: where states share logits g_c = 0 says less. There any step
+    raises the cost, of second order."""
+    slope = spread = moved = used = 0.0
+    gained, tried = np.inf, 0
+    for i, world in enumerate(garnets(100)):
+        old = logits(world, i)
+        largest = np.abs(world.gradient(old, world.c) / world.occupancy(old)).max()
+        used = max(used, (world.J(old, world.c) - world.optimum(np.inf, -world.c).cost) / largest)
+        V = np.random.default_rng([72, i]).normal(size=len(world.mu))
+        world = replace(world, c=V[:, None] - world.gamma * world.P @ V)
+        slope = max(slope, np.abs(world.gradient(old, world.c)).max())
+        g_r, x_r, g_c, x_c = first_order(world, old)
+        step, info = safety_biased_step(g_r, x_r, g_c, x_c, 0.01, 0.75)
+        costs = [world.J(logits(world, 1000 + i + k), world.c) for k in range(5)]
+        new = old + 0.01 * step.reshape(old.shape)
+        spread = max(spread, np.ptp(costs))
+        moved = max(moved, abs(world.J(new, world.c) - world.J(old, world.c)))
+        gained = min(gained, (world.J(new, world.r) - world.J(old, world.r)) / (0.01 * info["best_reward"]))
+        tried += 1
+    row = "B1 flat"
+    check("J_c - min J_c [largest |g_c| / (d pi)]", used, at_most=1, supports=row, cases=tried)
+    check("  control: the same", used, at_least=0.5)
+    check("g_c = 0: largest |g_c|", slope, at_most=1e-12)
+    check("g_c = 0: J_c of other policies differs by", spread, at_most=1e-12, supports=row, cases=tried)
+    check("g_c = 0: change of J_c by the step", moved, at_most=1e-12, supports=row)
+    check("g_c = 0: reward of 1% of the step [best] (least)", gained, at_least=0.98, supports=row)
+    world, rises = shared_logit(), []
+    for length in (0.1, 0.05, 0.025):
+        old, new = np.zeros((3, 2)), np.array([[length, 0.0]] * 3)
+        rises.append(world.J(new, world.c) - world.J(old, world.c))
+    slope = np.sum(world.gradient(old, world.c)[:, 0])  # of the logit that all share
+    order = math.log2(rises[1] / rises[2])
+    check("shared logits: slope of J_c in t", abs(slope), at_most=1e-15)
+    check("  control: shared logits: rise of J_c where its slope is 0 (least)", min(rises), at_least=1e-5)
+    check("  control: shared logits: |observed order of that rise - 2|", abs(order - 2), at_most=0.01)
+
+
+def length_beyond(k, world, old, step, delta) -> float:
+    return world.kl(old, old + k * step) / delta - 1
+
+
+def test_a_convex_combination_of_two_steps_in_the_trust_region_is_in_it():
+    """KL(old || pi) is convex in logits, so the convex step keeps delta exactly where both of its ends do.
+    Ends of exact KL delta along the two best steps, weights of Eq. 2. Control: the optimal step exceeds it,
+    ends of quadratic KL delta do so by themselves, and the decrease of the cost that a step predicts is
+    missed in half of the cases."""
+    delta, worst, used, beyond, ends, missed, tried = 0.01, -np.inf, np.inf, 0, 0, 0, 0
+    for i, world in enumerate(garnets(300)):
+        old = logits(world, i)
+        vectors = first_order(world, old, delta)
+        steps = [sbtrpo.steepest_step(vectors[0], vectors[1], delta)[0],
+                 sbtrpo.steepest_step(vectors[2], -vectors[3], delta)[0]]
+        scales = [brentq(length_beyond, 0.1, 10, (world, old, step.reshape(old.shape), delta))
+                  for step in steps]
+        convex, info = safety_biased_step(*vectors, delta, 0.75)
+        optimal, _ = optimal_safety_biased_step(*vectors, delta, 0.75)
+        mix = (1 - info["mu"]) * scales[0] * steps[0] + info["mu"] * scales[1] * steps[1]
+        kl, of_optimal = (world.kl(old, old + step.reshape(old.shape)) / delta for step in (mix, optimal))
+        worst, used, beyond = max(worst, kl), min(used, kl), beyond + (of_optimal > 1)
+        ends += min(scales) < 1
+        change = world.J(old + convex.reshape(old.shape), world.c) - world.J(old, world.c)
+        missed, tried = missed + (change > info["cost_change"]), tried + 1
+    check("convex step of two of exact KL delta: KL / delta (largest)", worst, at_most=1 + 1e-9,
+          supports="B1 KL", cases=tried)
+    check("  of these 300, the least KL / delta", used, at_most=0.7)
+    check("  control: optimal steps of exact KL above delta (of 300)", beyond, at_least=50)
+    check("  control: natural steps of exact KL above delta (of 300)", ends, at_least=50)
+    check("  control: full convex steps that miss the cost decrease that they predict (of 300)", missed,
+          at_least=100)
+
+
 # ------------------------------------------ TRPO and CPO: the bounds that all of them rest on, steps (B4, B5)
 
 

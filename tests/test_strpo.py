@@ -538,6 +538,77 @@ def test_the_joint_advantage_gives_the_change_of_an_objective_in_z_scores():
           supports="C12 corrected", cases=500)
 
 
+def test_the_cost_surrogate_needs_the_ratio():
+    """Eq. 2 bounds J_c + E_d[A_c] / (1 - gamma), unnormalised. If the actions are the old policy's, as in the
+    objective, which has the ratio, the mean of A_c is 0: a new policy meets it or not as the old one does.
+    Bandit, r = c = (1, 0), gamma .5, d = J_c: TRPO's step meets it, and costs more than d. From J_c = d on
+    random CMDPs all steps meet it. With the ratio it is the new J_c to second order."""
+    def sides(world, old, new):
+        J = [world.J(theta, world.c) / (1 - world.gamma) for theta in (old, new)]
+        mean = dot(world.occupancy(old), world.advantage(old, world.c)) / (1 - world.gamma)
+        return J[0] + mean - J[0], J[1] - J[0], world.surrogate(old, new, world.c) / (1 - world.gamma)
+
+    world, old = bandit((1, 0), (1, 0)), np.zeros((1, 2))
+    vectors = first_order(world, old)
+    new = old + strpo.steepest_step(vectors[0], vectors[1], 0.01)[0].reshape(1, 2)
+    printed, rise, ratio = sides(world, old, new)
+    check("erratum Eq. 2: bandit: J_c above d, by a step that meets it", rise, at_least=0.1,
+          refutes="C13 printed", cases=1)
+    check("erratum Eq. 2: bandit: the printed side above d", abs(printed), at_most=1e-12,
+          refutes="C13 printed")
+    check("  control: the side with the ratio above d", ratio, at_least=0.1)
+    rng, above, largest, orders = np.random.default_rng(39), 0, 0.0, []
+    for _ in range(200):
+        world = random_world(rng)
+        old, direction = rng.normal(size=(2, *world.r.shape))
+        vectors = first_order(world, old)
+        step = strpo.steepest_step(vectors[0], vectors[1], 0.01)[0].reshape(old.shape)
+        printed, rise, _ = sides(world, old, old + step)
+        above, largest = above + (rise > 1e-12), max(largest, abs(printed) * (1 - world.gamma))
+        errors = [abs(np.subtract(*sides(world, old, old + h * direction)[1:])) for h in (1e-2, 5e-3)]
+        if errors[1] > 1e-10:  # one state, or gamma near 0: the surrogate is exact
+            orders.append(math.log2(errors[0] / errors[1]))
+    check("erratum Eq. 2: random CMDPs: the printed side above d", largest, at_most=1e-12,
+          refutes="C13 printed")
+    check("erratum Eq. 2: steps, of 200, that meet it and cost more than d", above, at_least=50,
+          refutes="C13 printed", cases=200)
+    check("Eq. 2 with the ratio - J_c: |observed order - 2| (median)", abs(np.median(orders) - 2),
+          at_most=0.05, supports="C13 corrected", cases=len(orders))
+
+
+def test_a_larger_lambda_2_leads_away_and_may_cost_more():
+    """C.3: "increasing lambda_2 consistently prioritizes safety". The fixed-lambda_2 step of Eq. 9 leads away
+    from the unsafe policy by more, phi.s, and gains less, g.s; what happens to the cost, to first order, is
+    open. Bandit, r = (0, 0, 1), c = (.8, 1, 0), unsafe (.98, .01, .01), lambda = 1."""
+    def changes(world, old, unsafe, multiplier, lambda_2):
+        g, x, phi, y = exclusion_vectors(world, old, unsafe, multiplier)
+        step, _ = strpo.fixed_step(g, x, phi, y, 0.01, 0.0, lambda_2)
+        best_away, best_gain = (math.sqrt(0.02 * max(a @ b, 1e-300)) for a, b in ((phi, y), (g, x)))
+        return phi @ step / best_away, g @ step / best_gain, dot(world.gradient(old, world.c).ravel(), step)
+
+    weights = 0, 0.01, 0.1, 1, 10
+    world, unsafe = bandit((0, 0, 1), (0.8, 1, 0)), np.log([[0.98, 0.01, 0.01]])
+    cost = [changes(world, np.zeros((1, 3)), unsafe, 1.0, each)[2] for each in weights]
+    check("erratum lambda_2: bandit: cost decrease with 10 over that with 0", cost[-1] / cost[0], at_most=0.6,
+          refutes="C15 printed", cases=1)
+    rng, dearer, away, gain, tried = np.random.default_rng(44), 0, np.inf, -np.inf, 0
+    for _ in range(500):
+        world = random_world(rng)
+        old, unsafe = rng.normal(size=world.r.shape), rng.normal(scale=2, size=world.r.shape)
+        g, x, *_ = exclusion_vectors(world, old, unsafe, 1.0)
+        if g @ x < 1e-9:  # one state, two actions, alike for reward and cost: rounding is left
+            continue
+        found = np.array([changes(world, old, unsafe, 1.0, each) for each in weights])
+        rises = np.diff(found, axis=0)
+        away, gain = min(away, rises[:, 0].min()), max(gain, rises[:, 1].max())
+        dearer, tried = dearer + (found[-1, 2] > found[0, 2] + 1e-12), tried + 1
+    check("erratum lambda_2: share of steps whose cost falls by less with 10 than with 0", dearer / tried,
+          at_least=0.1, refutes="C15 printed", cases=tried)
+    check("larger lambda_2: rise of phi.s [best] (least)", away, at_least=-1e-9, supports="C15 corrected",
+          cases=tried)
+    check("larger lambda_2: rise of g.s [best] (largest)", gain, at_most=1e-9, supports="C15 corrected")
+
+
 def test_inequality_a1_needs_the_advantage_of_the_old_policy():
     """(A.1) as printed has A_new, whose mean under new is 0 in every state, so that nothing is left of the
     surrogate; with A_old it is CPO's Corollary 1, by Pinsker in the order new, old. Bandit of erratum C3, and
@@ -607,6 +678,45 @@ def test_inequality_a3_needs_the_other_order_of_kl():
 
 
 # ------------------------------------------------------------- sTRPO: controller, critic, and exact runs (C7)
+
+
+def test_the_multiplier_may_fall_while_violations_persist():
+    """4.2: "the PID control increases the penalty when constraint violations persist and relaxes it when
+    safety improves". P falls with the violation: costs 60, 40, 30, 26 with a budget of 25 lower lambda each
+    time. I rises: costs 60, 59, 58, 57 raise it each time. With K_I alone lambda rises while J_c > b, and
+    falls, or is 0, while J_c < b. With all gains it is at least K_I times the sum of the excesses, while the
+    smoothed J_c has been above b."""
+    def multipliers(costs, limit, gains):
+        memory, found, smoothed = np.full(2, math.nan), [], []
+        for cost in costs:
+            multiplier, memory = strpo.pid_multiplier(memory, cost, limit, gains)
+            found, smoothed = [*found, multiplier], [*smoothed, memory[1]]
+        return np.array(found), np.array(smoothed)
+
+    falls, rises = (np.diff(multipliers(costs, 25.0, (0.05, 0.005, 0.01))[0])
+                    for costs in ((60.0, 40.0, 30.0, 26.0), (60.0, 59.0, 58.0, 57.0)))
+    check("erratum PID: change of lambda, all above the budget (largest)", falls.max(), at_most=-0.3,
+          refutes="C14 printed", cases=3)
+    check("erratum PID: change of lambda while the cost falls (least)", rises.min(), at_least=0.1,
+          refutes="C14 printed", cases=3)
+    rng, wrong, slack, tried = np.random.default_rng(45), 0, np.inf, 0
+    for _ in range(500):
+        limit, gains = rng.uniform(1, 50), rng.exponential(size=3) * (0.05, 0.005, 0.01)
+        costs = limit * rng.uniform(0, 2, size=30)
+        found, _ = multipliers(costs, limit, (0.0, gains[1], 0.0))
+        change, excess = np.diff(found, prepend=0.0), costs - limit
+        wrong += np.sum((change > 0) != (excess > 0)) + np.sum((change >= 0) & (excess < 0) & (found > 0))
+        costs = limit * rng.uniform(0.9, 2, size=30)
+        found, smoothed = multipliers(costs, limit, gains)
+        while_above = np.logical_and.accumulate(smoothed >= limit)
+        lower = found - gains[1] * np.cumsum(costs - limit)
+        slack = min(slack, lower[while_above].min(initial=np.inf))
+        tried += 1
+    check("PID, K_I alone: exceptions to 'lambda rises iff J_c > b'", wrong, at_most=0,
+          supports="C14 corrected", cases=tried)
+    check("PID: lambda - K_I sum (J_c - b) while above (least)", slack, at_least=-1e-9,
+          supports="C14 corrected", cases=tried)
+
 
 
 def test_pid_controller_has_units_bounds_and_memory():
