@@ -1098,8 +1098,8 @@ def check_barrier(barrier, margins, recovery):
 def several_barriers_step(reward_gradient, reward_direction, cost_gradients, cost_directions,
                           delta, beta, margins, barrier, recovery):
     """(4) for several costs, gradients (costs, p), margins and recovery (costs,). Each that is not
-    in recovery has a barrier: H = F + sum_i w_i g_i g_i^T. For the goal and each cost, y = H^-1 g is
-    made barrier by barrier. Each keeps, as in (4), of
+    in recovery has a barrier: H = F + sum_i w_i g_i g_i^T. Of the goal and of each cost y = H^-1 g
+    is made, barrier by barrier. Each keeps, as in (4), of
 
         y = (y - a y_i) + a y_i,   a = g_i.y / g_i.y_i
 
@@ -1136,7 +1136,7 @@ def several_barriers_step(reward_gradient, reward_direction, cost_gradients, cos
     length2 = float(Fy[0] @ y[0] + stiffness @ (per_best[1:] @ y[0]) ** 2)  # in H, over 2 delta
     scale = 1 / math.sqrt(length2) if length2 > 0 else 0.0
     step = scale * y[0]
-    return step, {"rho": best_steps[1:] @ per_best[0], "kl": delta * float((scale * Fy[0]) @ step),
+    return step, {"rho": best_steps[1:] @ per_best[0], "kl": delta * float(scale * Fy[0] @ step),
                   "best_reward": best[0], "best_cost": best[1:],
                   "reward_change": float(reward_gradient @ step),
                   "cost_change": gradients[1:] @ step}
