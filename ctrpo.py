@@ -221,6 +221,7 @@ WARM_UP, UNSAFE = 2**41, 2**40  # first episode of the warm-up, of sTRPO's unsaf
 LEAST_STD = 1e-3  # of an observation
 
 THREADS = concurrent.futures.ThreadPoolExecutor(2)  # no bit depends on how many
+TURN = threading.Lock()  # threads of a Dask worker share global random numbers
 
 def stream(seed, purpose, index=0):
     """A generator for each purpose and index: numpy keeps a spawn key apart from the seed."""
@@ -548,11 +549,11 @@ def safety_gymnasium():
     compile_model = mujoco.MjModel.from_xml_string
     textures = re.compile(r'<texture\b[^>]*?(/>|></texture>)|\stexture="[^"]*"')
 
-    def dataclass_with_arrays(cls):  # Python 3.11 refuses arrays as defaults
-        for name, value in list(vars(cls).items()):
+    def dataclass_with_arrays(cls=None, **options):  # Python 3.11 refuses arrays as defaults
+        for name, value in list(vars(cls or object).items()):  # none is given beside options
             if isinstance(value, np.ndarray):
                 setattr(cls, name, dataclasses.field(default_factory=value.copy))
-        return dataclass(cls)
+        return dataclass(cls, **options)
 
     # only a picture needs textures; to decode them took a second of each reset
     mujoco.MjModel.from_xml_string = staticmethod(lambda xml: compile_model(textures.sub("", xml)))
@@ -612,6 +613,9 @@ def close(env):
 
 def seed_all(seed):
     """For environments that draw random numbers of their own, made or played."""
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] in ("dask", "distributed") and vars(module).get("random") is random:
+            module.random = random.Random()  # else Dask's threads draw of the environment's
     np.random.seed(seed)
     random.seed(seed)
 
@@ -722,6 +726,7 @@ class Actor(NamedTuple):
 def run_episode(task, seed, index, actor, costs=()):
     """Episode `index` of the run: the same bits in any process, and after any other episodes."""
     rng, steps = stream(seed, EPISODE, index), []
+    TURN.acquire()
     try:
         env, act = env_of_thread(task, threading.get_ident()), actor.acting(rng)
         start = int(rng.integers(2**32))
@@ -744,6 +749,8 @@ def run_episode(task, seed, index, actor, costs=()):
         kind = Diverged if isinstance(error, Diverged) else Failure
         where = f"{task}, seed {seed}, {episode_name(index)}, step {len(steps)}"
         raise kind(f"{where}: {type(error).__name__}: {error}") from error
+    finally:
+        TURN.release()
 
 # ------------------------------------------------------------------------- 8. workers
 def guard_worker(parent):
@@ -778,7 +785,11 @@ def make_executor(config):
         client = Client(config.scheduler)
     except (TypeError, ValueError) as error:
         raise Failure(f"--scheduler {config.scheduler}: {error}.") from None
-    client.upload_file(__file__)
+    try:
+        client.upload_file(__file__)
+    except Exception as error:  # of the worker's
+        text = f"a worker cannot load {Path(__file__).name}: {type(error).__name__}: {error}"
+        raise Failure(f"--scheduler {config.scheduler}: {text}") from None
     return client.get_executor()
 
 def stop(executor):
@@ -948,6 +959,9 @@ def save(run, config, state, row=None):
     """checkpoint.npz and progress.csv. With a row, of a new epoch, the checkpoint before stays as
     checkpoint.previous.npz; without, config.json is written, too: packages and options."""
     if row:
+        owner = run / "owner"
+        if not (run / "config.json").exists() or (owner.exists() and owner.read_text() != me()):
+            raise Failure(f"{run} was deleted, or another run lies there now.")
         text = state["progress"].decode() or ",".join(row) + "\n"
         names = text.partition("\n")[0].split(",")
         values = [str(row.get(name, math.nan)) for name in names]  # an older run: other columns
@@ -958,7 +972,7 @@ def save(run, config, state, row=None):
     previous = run / "checkpoint.previous.npz" if row else None
     write(run / "checkpoint.npz", buffer.getvalue(), previous)
     write(run / "progress.csv", state["progress"])
-    if row and (run / "config.json").exists():
+    if row:
         return
     about = {"algorithm": ALGORITHM, "python": sys.version}  # last: now it can be resumed
     for package in ("numpy", "autograd", "gymnasium", "mujoco"):
@@ -1224,6 +1238,9 @@ def make_parser():
         group.add_argument(f"--{name}", type=kind, nargs=nargs, metavar="x", help=text)
     return parser
 
+def me():
+    return f"process {os.getpid()} on {platform.node()}"
+
 def own(run):
     """The lock on a run's folder: one process at a time has it, until it ends or releases it."""
     lock, owner = filelock.FileLock(run / "lock"), run / "owner"
@@ -1232,7 +1249,7 @@ def own(run):
     except filelock.Timeout:
         who = owner.read_text() if owner.exists() else "another process"
         raise Failure(f"{run} is in use, by {who}.") from None
-    write(owner, f"process {os.getpid()} on {platform.node()}".encode())
+    write(owner, me().encode())
     return lock
 
 def open_run(argv):
@@ -1268,7 +1285,7 @@ def open_run(argv):
     return config, run, state, lock
 
 def main(argv=None):
-    run = None
+    run = lock = None
     try:
         if np.lib.NumpyVersion(np.__version__) < "1.24.0":  # numpy/numpy#24903
             raise Failure(f"numpy {np.__version__} multiplies wrongly on some CPUs: take a newer.")
@@ -1276,14 +1293,17 @@ def main(argv=None):
         steps = f"from step {state['steps']:,} to {config.total_steps:,}"
         print(f"{config.task}: {steps}, in {run}", flush=True)
         print(report(run, train(config, run, state)))
-        lock.release()  # else it ends with this process
         return 0
     except (Failure, OSError, ImportError, MemoryError, KeyboardInterrupt) as error:
         saved = "\nWhat was saved is whole" if run else ""
         if run and not isinstance(error, Diverged):
             saved += f". Other options take a new --experiment; else go on with --resume {run}"
-        print(f"{str(error) or 'interrupted'}{saved}", file=sys.stderr)
+        kinds = {KeyboardInterrupt: "interrupted", MemoryError: "out of memory"}
+        print(f"{str(error) or kinds.get(type(error), error)}{saved}", file=sys.stderr)
         return 1
+    finally:
+        if lock:
+            lock.release()  # else it ends with this process
 
 if __name__ == "__main__":  # under its own name, by which workers find the functions
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does

@@ -1,6 +1,6 @@
 """studies/film.py, figures/at_work.gif and figures/tasks.gif. Part of `uv run test_updates.py`."""
 
-import csv, os, subprocess, sys
+import csv, ctypes.util, os, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -108,9 +108,11 @@ def test_the_film_of_eight_tasks_is_small_and_shows_an_episode_of_each(monkeypat
         film.eight_tasks()
 
 
-def test_without_a_renderer_it_ends_with_one_sentence(tmp_path):
+@pytest.mark.parametrize("renderer", ["none", pytest.param("osmesa", marks=pytest.mark.skipif(
+    bool(ctypes.util.find_library("OSMesa")), reason="OSMesa is installed"))])
+def test_without_a_renderer_it_ends_with_one_sentence(renderer, tmp_path):
     command = [sys.executable, str(ROOT / "studies" / "film.py"), str(tmp_path / "out.gif")]
-    done = subprocess.run(command, env=os.environ | {"MUJOCO_GL": "none"}, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | {"MUJOCO_GL": renderer}, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert "cannot be rendered here" in done.stderr and "libosmesa6" in done.stderr
     assert not list(tmp_path.iterdir())

@@ -150,6 +150,7 @@ def test_kill_9_within_a_save_leaves_the_old_or_the_new_state(reference, tmp_pat
     seen = []
     for call in range(6):
         run = shutil.copytree(reference / RUN, tmp_path / str(call))
+        (run / "owner").unlink()
         config, old = sbtrpo.load_run(run)
         if not (pid := os.fork()):
             die_at_call(call)
@@ -188,20 +189,26 @@ CLUSTER = """
 import sys
 from distributed import LocalCluster
 if __name__ == "__main__":
-    cluster = LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None)
+    cluster = LocalCluster(n_workers=int(sys.argv[1]), threads_per_worker=int(sys.argv[2]), processes=True,
+                           dashboard_address=None)
     print(cluster.scheduler_address, flush=True)
     sys.stdin.read()
     cluster.close()
 """
 
 
+def dask_cluster(folder: Path, processes: int, threads: int, **environment: str) -> subprocess.Popen:
+    (folder / "cluster.py").write_text(CLUSTER)
+    command = [sys.executable, "cluster.py", str(processes), str(threads)]
+    return subprocess.Popen(command, cwd=folder, text=True, stderr=-3, stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE, env=os.environ | environment)
+
+
 def test_a_dask_cluster_gives_the_same_result(reference, tmp_path):
     """`--scheduler`, on a cluster that has the environment but not the script; one of its two worker
     processes is killed in the middle of an epoch. Equal bit for bit."""
     shutil.copy(ROOT / "tabular_cmdp.py", tmp_path)
-    (tmp_path / "cluster.py").write_text(CLUSTER)
-    cluster = subprocess.Popen([sys.executable, "cluster.py"], cwd=tmp_path, text=True, stderr=-3,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    cluster = dask_cluster(tmp_path, 2, 1)
     try:
         process = start(tmp_path, *SMALL, "--scheduler", cluster.stdout.readline().strip())
         progress(tmp_path / RUN, process)
@@ -211,6 +218,55 @@ def test_a_dask_cluster_gives_the_same_result(reference, tmp_path):
         assert outcome(tmp_path / RUN) == outcome(reference / RUN)
     finally:
         cluster.communicate("", timeout=30)
+
+
+NOISY = """
+import random, gymnasium, numpy as np
+class Noisy(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,))
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+    def reset(self, seed=None, options=None):
+        self.x = np.random.normal(size=1)
+        return self.x, {}
+    def step(self, action):
+        self.x = self.x + 0.1 * action + 0.1 * random.random() + 0.1 * np.random.random()
+        return self.x, self.x.item(), False, False, {"cost": float(self.x.item() > 2)}
+gymnasium.register("Noisy-v0", Noisy, max_episode_steps=100)
+"""
+
+
+def test_random_numbers_of_an_environment_are_its_own_on_dask(tmp_path):
+    """Steps that draw from NumPy's and Python's global generators, on a worker of two threads, beside Dask's
+    own threads, which draw from Python's, too: the bits of a process here."""
+    (tmp_path / "noisy.py").write_text(NOISY)
+    options = ["--task=noisy:Noisy-v0", "--hidden=8", "--batch-steps=500", "--total-steps=5000"]
+    runs = [run_of(name, task="noisy-Noisy-v0") for name in ("here", "dask")]
+    finish(start(tmp_path, *options, "--experiment", "here"))
+    cluster = dask_cluster(tmp_path, 1, 2)
+    try:
+        address = cluster.stdout.readline().strip()
+        process = start(tmp_path, *options, "--experiment", "dask", "--scheduler", address)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    finally:
+        cluster.communicate("", timeout=30)
+    assert outcome(tmp_path / runs[0]) == outcome(tmp_path / runs[1])
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_folder_that_is_deleted_ends_its_run(anew, tmp_path, monkeypatch):
+    """One sentence; where another run lies there by now, nothing is written into it."""
+    monkeypatch.chdir(tmp_path)
+    config, run, state, lock = sbtrpo.open_run([*SMALL, "--workers", "1"])
+    lock.release()
+    shutil.rmtree(run)
+    if anew:
+        sbtrpo.open_run([*SMALL, "--workers", "1", "--beta", "0.9"])
+        (run / "owner").write_text("process 1 on another machine")
+    before = {path: path.read_bytes() for path in run.rglob("*.*")}
+    with pytest.raises(sbtrpo.Failure, match="was deleted"):
+        sbtrpo.train(config, run, state)
+    assert {path: path.read_bytes() for path in run.rglob("*.*")} == before
 
 
 # ------------------------------------------------------------------------- one clear sentence
@@ -305,11 +361,8 @@ def test_a_broken_simulator_loses_no_epoch(tmp_path):
 
 def test_a_dask_worker_that_always_dies_is_one_sentence(tmp_path):
     """Dask gives up after four deaths of workers that run the same episodes: one sentence, as without it."""
-    for name, text in (("broken_env", BROKEN), ("cluster", CLUSTER)):
-        (tmp_path / f"{name}.py").write_text(text)
-    cluster = subprocess.Popen([sys.executable, "cluster.py"], cwd=tmp_path, text=True, stderr=-3,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               env={**os.environ, "BROKEN": "host", "PYTHONPATH": str(tmp_path)})
+    (tmp_path / "broken_env.py").write_text(BROKEN)
+    cluster = dask_cluster(tmp_path, 2, 1, BROKEN="host", PYTHONPATH=str(tmp_path))
     try:
         address = cluster.stdout.readline().strip()
         *_, sentence, hint = finish(start(tmp_path, *BREAKABLE, "--scheduler", address), 1)
@@ -322,9 +375,7 @@ def test_a_lost_dask_scheduler_is_one_sentence(reference, tmp_path):
     """The scheduler is killed in the middle of an epoch; the run can be resumed with processes instead, and
     ends with the same bits."""
     shutil.copy(ROOT / "tabular_cmdp.py", tmp_path)
-    (tmp_path / "cluster.py").write_text(CLUSTER)
-    cluster = subprocess.Popen([sys.executable, "cluster.py"], cwd=tmp_path, text=True, stderr=-3,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    cluster = dask_cluster(tmp_path, 2, 1)
     try:
         address = cluster.stdout.readline().strip()
         process = start(tmp_path, *SMALL, "--scheduler", address)

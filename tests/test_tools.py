@@ -17,7 +17,7 @@ from rliable import library, metrics
 from scipy import stats
 
 from conftest import ROOT, check, pages
-from test_runs import BROKEN, CLUSTER, outcome, rows
+from test_runs import BROKEN, dask_cluster, outcome, rows
 
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "studies")]
 import budgets
@@ -191,9 +191,7 @@ def test_a_cluster_forgets_a_sweep_that_is_killed(undisturbed, tmp_path):
     """--scheduler, a Dask cluster that goes on: the run of a sweep that was killed (SIGKILL) ends, though its
     worker lives, and the next sweep resumes it there."""
     shutil.copy(ROOT / "tabular_cmdp.py", tmp_path)
-    (tmp_path / "cluster.py").write_text(CLUSTER)
-    cluster = subprocess.Popen([sys.executable, "cluster.py"], cwd=tmp_path, text=True, stderr=-3,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    cluster = dask_cluster(tmp_path, 2, 1)
     options = ["--delta", "0.01", "--seed", "0", *SMALL, "--total-steps", "20000"]  # Dask needs a second
     try:
         address = cluster.stdout.readline().strip()
@@ -208,6 +206,21 @@ def test_a_cluster_forgets_a_sweep_that_is_killed(undisturbed, tmp_path):
         assert rows(tmp_path / RUNS[0])[:20] == rows(undisturbed / RUNS[0])
     finally:
         cluster.communicate("", timeout=30)
+
+
+def test_a_sweep_whose_scheduler_is_gone_is_one_sentence(tmp_path):
+    shutil.copy(ROOT / "tabular_cmdp.py", tmp_path)
+    cluster = dask_cluster(tmp_path, 1, 1)
+    try:
+        options = ["--delta", "0.01", "--seed", "0", *SMALL, "--total-steps", "20000"]
+        process = start(tmp_path, *options, "--scheduler", cluster.stdout.readline().strip())
+        in_the_middle(tmp_path, RUNS[:1], process)
+    finally:
+        cluster.kill()
+        cluster.wait()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("the scheduler has gone; the same command goes on"), errors
 
 
 def test_action_noise_replaces_actions(undisturbed, tmp_path):

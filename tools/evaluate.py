@@ -286,8 +286,10 @@ def camera(algorithm, task: str):
             repair(base.task.viewer)
         return env
     except Exception as error:  # a missing renderer has many faces
-        advice = ("; without a screen, install libosmesa6 and set MUJOCO_GL=osmesa, or install libegl1 and "
-                  "libgl1-mesa-dri and set MUJOCO_GL=egl") if mujoco or "MUJOCO_GL" in str(error) else ""
+        advice = ""
+        if mujoco or re.search("MUJOCO_GL|glGetError", str(error)):
+            advice = ("; without a screen, install libosmesa6 and set MUJOCO_GL=osmesa, or install libegl1 "
+                      "and libgl1-mesa-dri and set MUJOCO_GL=egl")
         sys.exit(f"--video: {task} cannot be rendered here ({error}){advice}.")
 
 

@@ -39,7 +39,8 @@ with the sweep. A worker that has lost its sweep, by whatever cause, kills the r
 """
 
 import argparse, contextlib, csv, dataclasses, fcntl, importlib, itertools, json, os, re, subprocess
-import sys, time
+import logging, sys, time
+from concurrent.futures import CancelledError
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -356,6 +357,8 @@ def sweep(client: Client, runs: list[Run], workers: int) -> dict[str, dict]:
         run = futures.pop(future)
         try:
             result = future.result()
+        except CancelledError:
+            raise Mistake("the scheduler has gone; the same command goes on from the last epochs") from None
         except Exception as error:  # workers died, again and again, or cannot see this folder
             result = summary(run, home, "failed", 0.0, f"{type(error).__name__}: {error}")
         if result["outcome"] == "failed" and run.folder not in failed:
@@ -398,6 +401,7 @@ def connect(options: argparse.Namespace, runs: int, stack: contextlib.ExitStack)
         address = options.scheduler or stack.enter_context(LocalCluster(
             n_workers=min(options.parallel, runs), threads_per_worker=1, memory_limit=0,
             dashboard_address="127.0.0.1:0", silence_logs="CRITICAL", preload=[DEAF]))
+        logging.getLogger("distributed.client").setLevel("CRITICAL")  # sweep says what was lost
         return stack.enter_context(Client(address, timeout=10))
     except (OSError, TypeError, ValueError) as error:  # TypeError: tls without a certificate
         raise Mistake(f"--scheduler {options.scheduler} does not answer: {error}") from None
