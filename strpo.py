@@ -960,8 +960,8 @@ def save(run, config, state, row=None):
     """checkpoint.npz and progress.csv. With a row, of a new epoch, the checkpoint before stays as
     checkpoint.previous.npz; without, config.json is written, too: packages and options."""
     if row:
-        owner = run / "owner"
-        if not (run / "config.json").exists() or (owner.exists() and owner.read_text() != me()):
+        owner, gone = run / "owner", state["epoch"] > 1 and not (run / "config.json").exists()
+        if gone or (owner.exists() and owner.read_text() != me()):
             raise Failure(f"{run} was deleted, or another run lies there now.")
         text = state["progress"].decode() or ",".join(row) + "\n"
         names = text.partition("\n")[0].split(",")
@@ -973,7 +973,7 @@ def save(run, config, state, row=None):
     previous = run / "checkpoint.previous.npz" if row else None
     write(run / "checkpoint.npz", buffer.getvalue(), previous)
     write(run / "progress.csv", state["progress"])
-    if row:
+    if row and (run / "config.json").exists():
         return
     about = {"algorithm": ALGORITHM, "python": sys.version}  # last: now it can be resumed
     for package in ("numpy", "autograd", "gymnasium", "mujoco"):
