@@ -633,7 +633,7 @@ SEVERAL = [
         "tests/test_runs.py::test_random_numbers_of_an_environment_are_its_own_on_dask"),
     *shared("threads of a worker play at once", "TURN = threading.Lock()", "TURN = threading.Semaphore(9)",
         "tests/test_runs.py::test_random_numbers_of_an_environment_are_its_own_on_dask"),
-    *shared("a folder that was deleted is made anew", 'if not (run / "config.json").exists() or (owner',
+    *shared("a folder that was deleted is made anew", "if gone or (owner",
         "if (owner", "tests/test_runs.py::test_a_folder_that_is_deleted_ends_its_run"),
     *shared("a wrong name of a cost leaves a folder", "    if config.costs:  # a name",
         "    if False:  # a name", FILE + "test_wrong_costs_end_in_one_sentence"),

@@ -5,7 +5,7 @@ Runs are started as users start them, on the exact worlds, and compared bit for 
 happened; what goes wrong ends in one sentence.
 """
 
-import json, math, os, resource, shutil, signal, subprocess, sys, time
+import dataclasses, json, math, os, resource, shutil, signal, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -258,6 +258,7 @@ def test_a_folder_that_is_deleted_ends_its_run(anew, tmp_path, monkeypatch):
     """One sentence; where another run lies there by now, nothing is written into it."""
     monkeypatch.chdir(tmp_path)
     config, run, state, lock = sbtrpo.open_run([*SMALL, "--workers", "1"])
+    state = sbtrpo.train(dataclasses.replace(config, total_steps=250), run, state)
     lock.release()
     shutil.rmtree(run)
     if anew:
