@@ -61,6 +61,8 @@ PAIRS = {  # title: first, second, metrics
     f"With exclusion against without, a budget of 0, 1M steps: sTRPO on {CIRCLE}":
         (f"development-strpo-{CIRCLE}-limit-0-1M", f"development-strpo-{CIRCLE}-limit-0-exclusion-none-1M",
          METRICS),
+    f"SB-TRPO, `--preset safe`, against its older runs: {CIRCLE2}":
+        (f"sbtrpo-{CIRCLE2}-safe", f"sbtrpo-{CIRCLE2}-safe-older", METRICS),
     f"A budget for each of two costs against one for their sum: C-TRPO on {POINT2}":
         (f"ctrpo-{POINT2}-two-budgets", f"ctrpo-{POINT2}-one-budget", METRICS[:2])}
 THREE = HOPPER, SWIMMER, CIRCLE2  # where both have three seeds
@@ -267,7 +269,7 @@ def measured_otherwise() -> str:
     text = section(f"SB-TRPO, `--preset safe`, as trained, were the paper's ± standard errors: {CIRCLE2}",
                    [compared("safe reward", fresh, errors)])
     alone = sample(judged(f"sbtrpo-{CIRCLE2}-safe")["sampled"]["safe reward"][2:])
-    text += section("SB-TRPO, `--preset safe`, as trained, seed 2, which chose nothing, against the paper's: "
+    text += section("SB-TRPO, `--preset safe`, as trained, from seed 2 on, against the paper's: "
                     + CIRCLE2, [compared("safe reward", alone, theirs)])
     safety = sample(judged(f"sbtrpo-{BUTTON2}-paper")["sampled"]["safety"])
     text += section(f"SB-TRPO, `--preset paper`, 2M steps, as trained, against the paper's: {BUTTON2}",

@@ -42,12 +42,14 @@ PAPER = {  # SB-TRPO's safe reward and safety probability, 20M steps, 5 seeds, a
 BESIDE = ROOT / "results" / "published.md"
 ROWS = [
     ("SB-TRPO", CIRCLE2, "--preset safe", "safe"),
+    ("SB-TRPO", CIRCLE2, "--preset safe, older scripts", "safe-older"),
     ("SB-TRPO", CIRCLE2, "", "defaults-800k"),
     *(("SB-TRPO", CIRCLE2, f"--beta {beta}", f"beta-{beta}") for beta in (0.6, 0.7, 0.75, 0.8, 0.9)),
     ("SB-TRPO", CIRCLE2, "--update optimal", "optimal"),
     ("SB-TRPO", CIRCLE2, "--advantage gae", "gae"),
     ("SB-TRPO", CIRCLE2, "--advantage gae, random critics", "gae-random-critics"),
     ("SB-TRPO", SWIMMER, "--preset safe --batch-growth 1.585", "safe"),
+    ("SB-TRPO", SWIMMER, "--preset safe --batch-growth 1.585, older scripts", "safe-older"),
     ("SB-TRPO", HOPPER, "", "defaults-1M"),
     ("SB-TRPO", ANT, "--initial-std 0.5", "std-0.5-1M"),
     ("SB-TRPO", CIRCLE, "", "defaults-1M"),

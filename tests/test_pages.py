@@ -238,7 +238,8 @@ def records() -> list[str]:
         found += ["; ".join(row[side] for row in rows) for side in (2, 3)]
     for path in (ROOT / "results").glob("*/evaluation.json"):
         for policies in json.loads(path.read_text())["by_action_noise"]["0.0"]["over_runs"].values():
-            found += ["; ".join(f"{mean:.9f} ± {deviation:.9f}" for mean, deviation in metrics.values())
+            found += ["; ".join(f"{mean:.9f} ± {deviation:.9f}" for mean, deviation in metrics.values()
+                                if mean is not None)
                       for kind, metrics in policies.items() if kind != "runs"]
     noise = (ROOT / "results" / "noise.json").read_text()
     pattern = r'"noise_scale": ([\d.]+),[^{}]*?"standard_error": ([\d.]+)'
