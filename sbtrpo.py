@@ -342,13 +342,15 @@ def mean_kl(policy, old, new):
     ratio = (np.exp(2 * log_std) + (mean - new_mean) ** 2) * anp.exp(-2 * new_log_std)
     return anp.mean(anp.sum(new_log_std - log_std + (ratio - 1) / 2, axis=1))
 
+quiet = np.errstate(over="ignore")  # tanh' is 1 / cosh^2: 0 where that is beyond float32
+
 def policy_gradient(policy, theta, observations, actions):
     """weights (n,) -> sum_i weights_i grad log pi(a_i|s_i); and log pi(a_i|s_i), (n,)."""
     def log_pi(theta):
         return log_probabilities(policy, distributions(policy, theta, observations), actions)
 
     product, log_probs = make_vjp(log_pi)(theta)
-    return lambda weights: product(weights.astype(log_probs.dtype)), log_probs
+    return quiet(lambda weights: product(weights.astype(log_probs.dtype))), log_probs
 
 def fisher_part(policy, theta, v, inputs, old):
     """The sum over some states of J^T M J v, given the layers' inputs and the distributions there.

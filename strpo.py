@@ -124,9 +124,8 @@ def update_policy(config, policy, theta, observations, actions, advantages, excl
     gradient = gradient_of(advantages / len(actions))
     before, away, demand = 0.0, np.zeros_like(gradient), 0.0
     if exclusion:
-        before, away, demand = float(exclusion(theta)), grad(exclusion)(theta), config.delta_2
-        if config.exclusion == "level":
-            demand = config.level - before
+        before, away = float(exclusion(theta)), quiet(grad(exclusion))(theta)
+        demand = config.level - before if config.exclusion == "level" else config.delta_2
     fisher = fisher_product(policy, theta, observations, config.damping)
     direction, residual = conjugate_gradients(fisher, gradient, config.cg_iterations)
     away_direction, away_residual = conjugate_gradients(fisher, away, config.cg_iterations)
@@ -350,13 +349,15 @@ def mean_kl(policy, old, new):
     ratio = (np.exp(2 * log_std) + (mean - new_mean) ** 2) * anp.exp(-2 * new_log_std)
     return anp.mean(anp.sum(new_log_std - log_std + (ratio - 1) / 2, axis=1))
 
+quiet = np.errstate(over="ignore")  # tanh' is 1 / cosh^2: 0 where that is beyond float32
+
 def policy_gradient(policy, theta, observations, actions):
     """weights (n,) -> sum_i weights_i grad log pi(a_i|s_i); and log pi(a_i|s_i), (n,)."""
     def log_pi(theta):
         return log_probabilities(policy, distributions(policy, theta, observations), actions)
 
     product, log_probs = make_vjp(log_pi)(theta)
-    return lambda weights: product(weights.astype(log_probs.dtype)), log_probs
+    return quiet(lambda weights: product(weights.astype(log_probs.dtype))), log_probs
 
 def fisher_part(policy, theta, v, inputs, old):
     """The sum over some states of J^T M J v, given the layers' inputs and the distributions there.

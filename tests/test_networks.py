@@ -52,6 +52,19 @@ def gauss_newton(policy, theta, observations) -> np.ndarray:
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.filterwarnings("error")
+def test_gradients_of_flat_units_are_zero_without_a_warning(policy):
+    """tanh' as 1 / cosh^2 overflows where an input is beyond 355, or 44 in float32: the slope there is 0.
+    Where all units of the first layer are flat, the last bias or the log std has a gradient still."""
+    theta, observations = network(policy)
+    actions = np.zeros(len(observations), int) if policy.discrete else np.ones((len(observations), 2))
+    gradient_of, _ = sbtrpo.policy_gradient(policy, theta, 1e6 * np.sign(observations), actions)
+    slopes = gradient_of(np.ones(len(actions)))
+    (W, b), *_ = sbtrpo.unflatten(slopes, policy.sizes)[0]
+    assert np.all(W == 0) and np.all(b == 0) and np.any(slopes != 0)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_fisher_product_is_exact(policy):
     """(F + damping) v against three oracles: the dense J^T M J; the Hessian of the mean KL by autograd; and
     E[score score^T], over every action (exact quadrature for the Gaussian). Control: with damping."""
