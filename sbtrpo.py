@@ -955,7 +955,7 @@ def save(run, config, state, row=None):
     checkpoint.previous.npz; without, config.json is written, too: packages and options."""
     if row:
         owner, gone = run / "owner", state["epoch"] > 1 and not (run / "config.json").exists()
-        if gone or (owner.exists() and owner.read_text() != me()):
+        if gone or (owner.exists() and owner.read_text() != this_process()):
             raise Failure(f"{run} was deleted, or another run lies there now.")
         text = state["progress"].decode() or ",".join(row) + "\n"
         names = text.partition("\n")[0].split(",")
@@ -1158,7 +1158,8 @@ def make_parser():
         group.add_argument(f"--{name}", type=kind, nargs=nargs, metavar="x", help=text)
     return parser
 
-def me():
+def this_process():
+    """As it signs the folder of a run."""
     return f"process {os.getpid()} on {platform.node()}"
 
 def own(run):
@@ -1169,7 +1170,7 @@ def own(run):
     except filelock.Timeout:
         who = owner.read_text() if owner.exists() else "another process"
         raise Failure(f"{run} is in use, by {who}.") from None
-    write(owner, me().encode())
+    write(owner, this_process().encode())
     return lock
 
 def open_run(argv):
@@ -1215,8 +1216,8 @@ def main(argv=None):
         print(report(run, train(config, run, state)))
         return 0
     except (Failure, OSError, ImportError, MemoryError, KeyboardInterrupt) as error:
-        saved = "\nWhat was saved is whole" if run else ""
-        if run and not isinstance(error, Diverged):
+        saved = "\nWhat was saved is whole" if run and run.exists() else ""
+        if saved and not isinstance(error, Diverged):
             saved += f". Other options take a new --experiment; else go on with --resume {run}"
         kinds = {KeyboardInterrupt: "interrupted", MemoryError: "out of memory"}
         print(f"{str(error) or kinds.get(type(error), error)}{saved}", file=sys.stderr)

@@ -270,6 +270,27 @@ def test_a_folder_that_is_deleted_ends_its_run(anew, tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in run.rglob("*.*")} == before
 
 
+def test_a_run_whose_folder_is_gone_is_not_said_to_resume(tmp_path, monkeypatch, capsys):
+    """The advice goes with the folder. Control: it stands where the folder does."""
+    monkeypatch.chdir(tmp_path)
+    advance = sbtrpo.advance
+
+    def interrupted(*arguments):
+        if name == "gone":
+            shutil.rmtree(run_of(name))
+        else:
+            raise KeyboardInterrupt
+        return advance(*arguments)
+
+    monkeypatch.setattr(sbtrpo, "advance", interrupted)
+    said = {}
+    for name in ("gone", "kept"):
+        assert sbtrpo.main([*SMALL, "--workers", "1", "--experiment", name]) == 1
+        said[name] = capsys.readouterr().err.splitlines()
+    assert "was deleted" in said["gone"][0] and len(said["gone"]) == 1
+    assert said["kept"][0] == "interrupted" and "--resume" in said["kept"][1]
+
+
 # ------------------------------------------------------------------------- one clear sentence
 
 
