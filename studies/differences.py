@@ -25,7 +25,7 @@ The sampled policy and its mean action meet the same 100 worlds: McNemar's exact
 just one of them is safe. How many these are is not kept; p is the largest that the two numbers allow.
 """
 
-import argparse, itertools, json, math, sys
+import argparse, itertools, json, math, re, sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -235,8 +235,18 @@ def recorded() -> str:
     before, alone, with_warm_up = walks.values()
     text += section("Scaling absorbed, nothing else changed, against as before: a walk",
                     [compared("return", alone, before)])
-    return text + section("Scaling absorbed, with a warm-up batch, against as before: a walk",
-                          [compared("return", with_warm_up, before)])
+    text += section("Scaling absorbed, with a warm-up batch, against as before: a walk",
+                    [compared("return", with_warm_up, before)])
+    walks = re.findall(r"(\w+): return (.*)", (RESULTS / "scaling-walk.txt").read_text())
+    walks = {kind: np.array([float(value) for name, value in walks if name == kind]) for kind, _ in walks}
+    for kind, what in ("moving", "Scaling that moves the policy"), ("fixed", "Scaling of the warm-up batch"):
+        interval = stats.ttest_rel(walks[kind], walks["absorbed"])
+        low, high = interval.confidence_interval()
+        difference = f"{(low + high) / 2:+.3g} ± {(high - low) / 2:.2g}"
+        means = sample(walks[kind]), sample(walks["absorbed"])
+        text += section(f"{what}, against absorbed, seed by seed: a walk",
+                        [("return", *means, difference, interval.pvalue)])
+    return text
 
 
 def precisions() -> str:

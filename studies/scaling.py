@@ -17,8 +17,13 @@ from the policy that the update accepted to the one that acts next. `absorbed` i
 acts next, whose first layer has absorbed the new scaling; `not absorbed` is what the accepted
 parameters would be under the new scaling, which is how the scripts did it once. For each, the value
 after the first epoch, and the largest after a later one.
+
+`uv run studies/scaling.py --train moving sbtrpo ...` trains that other way: the policy acts with the
+accepted parameters under the new scaling, and so do the critics. `--train fixed` keeps the scaling of
+the warm-up batch. The last line is the return over the last tenth of the steps.
 """
 import argparse
+import csv
 import importlib
 import sys
 from pathlib import Path
@@ -28,14 +33,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.split("\n\n")[0])
+    parser.add_argument("--train", choices=("absorbed", "moving", "fixed"), default="absorbed",
+                        help="what new observations do to policy and scaling (default absorbed)")
     parser.add_argument("algorithm", choices=("sbtrpo", "ctrpo"))
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="--option value", help="of the script")
     given = parser.parse_args(argv)
     script, moved = importlib.import_module(given.algorithm), []
     advance = script.advance
 
-    def watched(state, batch, theta, *rest):
-        before, after = script.make_actor(state), advance(state, batch, theta, *rest)
+    def watched(state, batch, theta, critics, regret):
+        before, after = script.make_actor(state), advance(state, batch, theta, critics, regret)
+        if given.train != "absorbed":
+            after |= critics | {"theta": theta}
+        if given.train == "fixed":
+            after["moments"] = state["moments"]
         actor = script.make_actor(after)
         accepted = script.distributions(actor.policy, theta, before.normalise(batch.raw))
         moved.append([
@@ -47,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     script.advance = watched
     try:
         config, run, state, _ = script.open_run(given.options)
-        script.train(config, run, state)
+        state = script.train(config, run, state)
     except script.Failure as error:
         print(error, file=sys.stderr)
         return 1
@@ -55,6 +66,10 @@ def main(argv: list[str] | None = None) -> int:
         later = max(values[1:], default=0.0)
         print(f"{config.task}, seed {config.seed}, {name}: "
               f"{values[0]:.1e} delta after the first epoch, {later:.1e} at most later")
+    rows = list(csv.DictReader(state["progress"].decode().splitlines()))
+    last = rows[-max(1, len(rows) // 10):]
+    mean = sum(float(row["Metrics/EpRet"]) for row in last) / len(last)
+    print(f"{config.task}, seed {config.seed}, {given.train}: return {mean:.4g}")
     return 0
 
 

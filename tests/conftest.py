@@ -46,16 +46,16 @@ def pages() -> str:
 LEDGER = """
 B4 TRPO | TRPO, Theorem 1 | holds
     J rises by L / (1 - gamma) - 4 gamma max|A_old| / (1 - gamma)^2 max_s TV^2 at least; or KL for TV^2
-    any two policies, near to far; random CMDPs, gamma .1 to .99
+    any two policies, near to far; random CMDPs, gamma .1 to .99; a case: the bound is below eps / (1 - gamma)
 B4 CPO 1 | CPO, Corollary 1 | holds
     J_r rises by L / (1 - gamma) - 2 gamma eps / (1 - gamma)^2 E_d TV at least; eps = max_s |E_new A_old|
-    any two policies, near to far; random CMDPs, gamma .1 to .99
+    any two policies, near to far; random CMDPs, gamma .1 to .99; a case: the bound is below eps / (1 - gamma)
 B4 CPO 2 | CPO, Corollary 2 | holds
     J_c rises by L_c / (1 - gamma) + 2 gamma eps_c / (1 - gamma)^2 E_d TV at most
-    any two policies, near to far; random CMDPs, gamma .1 to .99
+    any two policies, near to far; random CMDPs, gamma .1 to .99; a case: the bound is below eps / (1 - gamma)
 B4 CPO 3 | CPO, Corollary 3 | holds
     in Corollaries 1 and 2, sqrt(E_d KL / 2) may stand for E_d TV
-    the same policies and CMDPs, reward and cost, both orders of KL
+    the same policies and CMDPs, reward and cost, both orders of KL; cases as above
 B5 CPO 1 | CPO, Proposition 1 | holds
     a step from within the budget lowers J_r by sqrt(2 delta) gamma eps / (1 - gamma)^2 at most
     CPO's step and line search; random CMDPs, delta for which it says something; a case: J_r falls
@@ -223,10 +223,10 @@ C3 corrected | sTRPO, Theorem 2 | holds as corrected
     exact steps on random CMDPs, gamma .3 to .99; cases as above
 C3 A.1 printed | sTRPO, (A.1) | fails as printed
     J rises by E_d[E_new A_new - 2 gamma eps / (1 - gamma) sqrt(KL(new, old) / 2)] / (1 - gamma) at least
-    a bandit; exact steps on random CMDPs, gamma .3 to .99
+    a bandit; exact steps on random CMDPs, gamma .3 to .99; cases as above
 C3 A.1 corrected | sTRPO, (A.1) | holds as corrected
     it does with A_old for A_new, whose mean is 0: CPO's Corollary 1
-    exact steps on random CMDPs, gamma .3 to .99
+    exact steps on random CMDPs, gamma .3 to .99; cases as above
 C3 A.3 printed | sTRPO, (A.3) | fails as printed
     where E_d KL(old, new) <= delta, E_d sqrt(KL(new, old)) <= sqrt(E_d KL(new, old)) <= sqrt(2 delta)
     a bandit; exact steps from random policies, theta ~ N(0, 25), on random CMDPs
@@ -241,10 +241,10 @@ C4 corrected | sTRPO, Theorem 3 | holds as corrected
     exact steps on random CMDPs, gamma .3 to .99; cases as of C3
 C5 printed | sTRPO, lemma of the joint advantage | fails as printed
     J_lambda rises by L - 4 gamma (eps_base + eps_est) sqrt(2 delta) / (1 - gamma)^2 at least
-    a bandit; exact steps on random CMDPs, gamma .3 to .99
+    a bandit; exact steps on random CMDPs, gamma .3 to .99; cases as of C3
 C5 corrected | sTRPO, lemma of the joint advantage | holds as corrected
     J_lambda rises by (L - eps_est) / (1 - gamma) - sqrt(2 delta) gamma eps_base / (1 - gamma)^2 at least
-    exact steps on random CMDPs, gamma .3 to .99; a second version, without eps_est, too
+    exact steps on random CMDPs, gamma .3 to .99; without eps_est, too; cases as of C3
 C6 printed | sTRPO, Eq. 8 for Eq. 5 | fails as printed
     phi.s >= delta_2 raises E_{d_u} KL(u || pi), and leaves the best safe policy where it is
     exact steps on random CMDPs; the optimum of two states
@@ -287,6 +287,12 @@ C15 printed | sTRPO, C.3, lambda_2 | fails as printed
 C15 corrected | sTRPO, C.3, lambda_2 | holds as corrected
     it leads away from the unsafe policy by more, and gains less of the joint advantage
     random CMDPs, to first order
+C16 printed | sTRPO, 1, "without regressions" | fails as printed
+    where Eq. 8 is met, each update improves or maintains reward and safety, and keeps the constraint
+    random CMDPs, the costliest policy for the unsafe one, exact KL and exclusion, d = J_c
+C16 corrected | sTRPO, 1, "without regressions" | holds as corrected
+    to first order the joint advantage rises if and only if rho > -sqrt(1 - f^2), f = delta_2 / most
+    the same; and J_r / sigma_r - lambda J_c / sigma_c does, by 1e-4 of the step
 fast | fast_safety_gymnasium.py | holds
     no bit of any number differs from Safety Gymnasium as it is installed
     whole episodes, the package and the file in processes of their own; a case is a step

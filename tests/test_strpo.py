@@ -16,7 +16,8 @@ import strpo
 from conftest import SLOW, check
 from problems import (
     IDENTITY, IDS, POLICIES, UNSCALED, bandit, cases, distance, dot, exclusion_vectors, first_order, gains,
-    joint_advantage, logits, network, plane, random_problem, random_world, shift_of_states)
+    joint_advantage, logits, network, plane, random_problem, random_world, shift_of_states,
+    units)
 from tabular_cmdp import hazard_grid, log_policy, two_state
 
 
@@ -470,7 +471,7 @@ def test_joint_advantage_lemma_fails_as_printed_and_holds_corrected(n):
     """C5. Printed: J_lambda rises by L - 4 gamma (eps_base + eps_est) sqrt(2 delta) / (1 - gamma)^2 at least.
     Two arms, r = (.01, 0), lambda = 0, delta = 5e-5: fails. Corrected, twice: (L - eps_est) / (1 - gamma) and
     the shift of states with eps_base; or, without eps_est, for lambda_eff = lambda sigma_r / sigma_c, sigma_r
-    times the rise in z-scores."""
+    times the rise in z-scores. Cases as of C3."""
     def sides(world, old, new, multiplier, delta):
         f, pi = world.r - multiplier * world.c, np.exp(log_policy(new))
         A = joint_advantage(world, old, multiplier)
@@ -485,7 +486,8 @@ def test_joint_advantage_lemma_fails_as_printed_and_holds_corrected(n):
                     (world.r, world.c))
         scaled, _, _ = gains(world, old, new, world.r - multiplier * s_r / s_c * world.c)
         exact = s_r * L / (1 - gamma) - shift_of_states(gamma, kl, s_r * np.abs(mean).max())
-        return rise - printed, rise - corrected, scaled - exact, scaled - s_r * L / (1 - gamma)
+        says = np.array([printed, corrected]) > -base / (1 - gamma)
+        return rise - printed, rise - corrected, scaled - exact, scaled - s_r * L / (1 - gamma), *says
 
     world, old = bandit((0.01, 0)), np.zeros((1, 2))
     g, x, phi, _ = exclusion_vectors(world, old, old)
@@ -497,11 +499,11 @@ def test_joint_advantage_lemma_fails_as_printed_and_holds_corrected(n):
     check("erratum C5: below the printed bound by", -printed, at_least=0.009, refutes="C5 printed", cases=1)
     slacks = [sides(world, old, new, multiplier, 0.01) for world, old, new, _, multiplier, *_ in
               exclusion_steps(n)]
-    printed, corrected, exact, control = np.transpose(slacks)
+    printed, corrected, exact, control, *says = np.transpose(slacks)
     check("erratum C5: random CMDPs where the printed bound fails", sum(printed < -1e-10), at_least=50,
-          refutes="C5 printed", cases=len(printed))
+          refutes="C5 printed", cases=int(says[0].sum()))
     check("joint advantage, corrected with eps_est: least slack", corrected.min(), at_least=-1e-10,
-          supports="C5 corrected", cases=len(corrected))
+          supports="C5 corrected", cases=int(says[1].sum()))
     check("joint advantage, exact in lambda_eff: least slack", exact.min(), at_least=-1e-10,
           supports="C5 corrected")
     check("  control: joint advantage without the change of states", -control.min(), at_least=1e-3)
@@ -609,10 +611,58 @@ def test_a_larger_lambda_2_leads_away_and_may_cost_more():
     check("larger lambda_2: rise of g.s [best] (largest)", gain, at_most=1e-9, supports="C15 corrected")
 
 
+def test_an_update_need_not_improve_reward_nor_safety():
+    """Section 1: "each policy update either improves or maintains performance without regressions", in reward
+    and cost, and "per-step constraint satisfaction by explicitly excluding unsafe regions". Random CMDPs; the
+    unsafe policy is the costliest, with 2% of random actions; steps of Eq. 8 that meet both of its
+    constraints exactly, lambda 0 or not, d = J_c. What holds: to first order the joint advantage rises if and
+    only if rho > -sqrt(1 - f^2), f the demand in units of the most that is possible; and so does J_r /
+    sigma_r - lambda J_c / sigma_c, for 1e-4 of the step. Control: if and only if rho > 0."""
+    rng, tried, worse, dearer, both = np.random.default_rng(45), 0, 0, 0, 0
+    signs, wrong, control, joint = np.zeros(2, int), 0, 0, 0
+    for _ in range(1000):
+        world, multiplier = random_world(rng), rng.choice([0.0, rng.exponential()])
+        costliest = world.optimum(np.inf, world.c).occupancy
+        unsafe = np.log(0.98 * costliest / costliest.sum(axis=1, keepdims=True) + 0.02 / costliest.shape[1])
+        old, demand = rng.normal(size=world.r.shape), 0.01 * 10 ** rng.uniform(0, 1)
+        vectors, d = exclusion_vectors(world, old, unsafe, multiplier), world.state_occupancy(old)
+        step, info = strpo.exclusion_step(*vectors, 0.01, demand)
+        if not info["feasible"]:
+            continue
+        step = step.reshape(old.shape)
+        _, most, rho = units(*vectors, 0.01)
+        margin = rho + math.sqrt(max(0.0, 1 - (demand / most) ** 2)) if demand > rho * most else 1.0
+        if abs(margin) > 1e-3:
+            small = old + 1e-4 * step
+            parts = [gains(world, old, small, f)[0] / (math.sqrt(dot(
+                world.occupancy(old), world.advantage(old, f) ** 2)) + 1e-8) for f in (world.r, world.c)]
+            rises = dot(vectors[0], step.ravel()) > 0
+            wrong += rises != (margin > 0)
+            control += rises != (rho > 0)
+            joint += (parts[0] - multiplier * parts[1] > 0) != (margin > 0)
+            signs[int(rises)] += 1
+        new = old + step
+        if world.kl(old, new) <= 0.01 and distance(d, unsafe, new) >= distance(d, unsafe, old) + demand:
+            falls, rises = gains(world, old, new, world.r)[0] < -1e-9, gains(world, old, new, world.c)[0] > 1e-9
+            worse, dearer, both = worse + falls, dearer + rises, both + (falls and rises)
+            tried += 1
+    check("erratum C16: share of updates that meet both constraints where J_r falls", worse / tried,
+          at_least=0.05, refutes="C16 printed", cases=tried)
+    check("erratum C16: share where J_c rises, and so exceeds d", dearer / tried, at_least=0.1,
+          refutes="C16 printed")
+    check("  updates that do both", both, at_least=1)
+    check("C16: exceptions to 'the joint advantage rises iff rho > -sqrt(1 - f^2)'", wrong, at_most=0,
+          supports="C16 corrected", cases=sum(signs))
+    check("C16: exceptions for J_r / sigma_r - lambda J_c / sigma_c", joint, at_most=0,
+          supports="C16 corrected")
+    check("  of these it rises or falls, the rarer", signs.min(), at_least=50)
+    check("  control: exceptions to 'if and only if rho > 0'", control, at_least=50)
+
+
 def test_inequality_a1_needs_the_advantage_of_the_old_policy():
     """(A.1) as printed has A_new, whose mean under new is 0 in every state, so that nothing is left of the
     surrogate; with A_old it is CPO's Corollary 1, by Pinsker in the order new, old. Bandit of erratum C3, and
-    exact steps on 1,000 random CMDPs. Control: without the second term."""
+    exact steps on 1,000 random CMDPs; cases as of C3. Control: without the second term."""
     def sides(world, old, new):
         log_old, log_new = log_policy(old), log_policy(new)
         pi, d, gamma = np.exp(log_new), world.state_occupancy(old), world.gamma
@@ -620,18 +670,20 @@ def test_inequality_a1_needs_the_advantage_of_the_old_policy():
         own = d @ np.sum(pi * world.advantage(new, world.r), axis=1)
         kl = np.maximum(0, np.sum(pi * (log_new - log_old), axis=1))
         shift = 2 * gamma * eps / (1 - gamma) * (d @ np.sqrt(kl / 2))
-        return [rise - term / (1 - gamma) for term in (own - shift, L - shift, L)]
+        terms = own - shift, L - shift, L
+        return *(rise - term / (1 - gamma) for term in terms), terms[0] > -eps, terms[1] > -eps
 
     world, old, unsafe = bandit((1, 0, 0)), np.zeros((1, 3)), np.log([[0.98, 0.01, 0.01]])
     step, _ = strpo.exclusion_step(*exclusion_vectors(world, old, unsafe), 0.01, 0.01)
-    printed, _, _ = sides(world, old, old + step.reshape(1, 3))
+    printed, *_ = sides(world, old, old + step.reshape(1, 3))
     check("erratum A.1: bandit: below the printed bound by", -printed, at_least=0.005,
           refutes="C3 A.1 printed", cases=1)
-    printed, corrected, control = np.transpose([sides(*each[:3]) for each in exclusion_steps(1000)])
+    steps = [sides(*each[:3]) for each in exclusion_steps(1000)]
+    printed, corrected, control, *says = np.transpose(steps)
     check("erratum A.1: random CMDPs where it fails", sum(printed < -1e-10), at_least=20,
-          refutes="C3 A.1 printed", cases=len(printed))
+          refutes="C3 A.1 printed", cases=int(says[0].sum()))
     check("(A.1), corrected: least slack", corrected.min(), at_least=-1e-10, supports="C3 A.1 corrected",
-          cases=len(corrected))
+          cases=int(says[1].sum()))
     check("  control: (A.1) without the change of states", -control.min(), at_least=1e-3)
 
 
