@@ -280,7 +280,7 @@ def test_a_budget_far_away_leaves_the_reward_step():
                 step, _ = safety_biased_step(g_r, x_r, g_c, x_c, 0.01, 0.75, -10 * best, update)
                 worst, tried = max(worst, np.abs(step / step_r - 1).max()), tried + 1
     check("budget far away: step - step_r [relative]", worst, at_most=IDENTITY)
-    check("  cases", tried, at_least=3000)
+    check("  steps with the budget far away", tried, at_least=3000)
 
 
 # -------------------------------------------------------------------------- hypothesis: any metric, any scale
@@ -355,7 +355,7 @@ def test_cost_falls_wherever_its_gradient_is_not_zero():
     moved = theta + safety_biased_step(*vectors, 0.01, 0.75)[0]
     rise = (world.J(moved, world.c) - world.J(theta, world.c)) / units(*vectors, 0.01)[1]
     check("  control: a rare action: cost change of a full step [best decrease]", rise, at_least=1)
-    check("  control: cases", controls, at_least=30)
+    check("  policies with rho > .01", controls, at_least=30)
 
 
 def test_reward_rises_iff_rho_is_below_one_minus_beta():
@@ -391,9 +391,9 @@ def test_aligned_gradients_raise_reward():
             control, controls = max(control, gain), controls + 1
     check("reward gain when rho <= 0, beta = .75 [best gain], at least 1 - beta", worst, at_least=0.249,
           supports="B3", cases=met)
-    check("  cases", met, at_least=30)
+    check("  policies with rho <= 0", met, at_least=30)
     check("  control: reward gain where rho > .26 [best gain] (largest)", control, at_most=-0.005)
-    check("  control: cases", controls, at_least=30)
+    check("  policies with rho > .26", controls, at_least=30)
 
 
 # ---------------------------------------------------------- C-TRPO: the step, and that it stays safe (A2, B8)

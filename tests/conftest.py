@@ -319,6 +319,7 @@ class Record(NamedTuple):
 def add(records: dict, figure: str, record: Record) -> None:
     """Of a figure that is there already, the worse one is kept (NaN is the worst), and cases add up."""
     before = records.get(figure, record._replace(cases=0))
+    assert (before.sign, before.bound) == (record.sign, record.bound), f"two bounds of one figure: {figure}"
     worse = max if record.sign == "<=" else min
     worst = record.worst if math.isnan(record.worst) else worse(before.worst, record.worst)
     records[figure] = record._replace(worst=worst, cases=before.cases + record.cases,

@@ -228,7 +228,7 @@ def test_idealised_update_in_the_largest_kl():
           max(errors[beta, 1e-4] for beta in (0.25, 0.75, 1.0)), at_most=0.04, supports=row)
     check("idealised update, largest KL: exceptions to 'J_r rises iff the program's does'", wrong, at_most=0,
           supports=row)
-    check("  cases where it rises or falls, the rarer", min(rising, falling), at_least=10)
+    check("  largest KL: cases where it rises or falls, the rarer", min(rising, falling), at_least=10)
     check("shipped step, same decrease: reward ahead of the largest KL's (least) [best]", ahead,
           at_least=-1e-9, supports=row)
     check("  control: asked for beta of its own best: ahead (least) [best]", control, at_most=-0.02)

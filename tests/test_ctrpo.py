@@ -343,7 +343,7 @@ def test_reward_bound_of_a_step():
     check("C-TRPO bound on the reward that a step loses: least slack", slack, at_least=-1e-10,
           supports="B7 reward", cases=tried)
     check("  control: share of that bound that is used (largest)", used, at_least=0.05)
-    check("  cases", tried, at_least=5)
+    check("  steps that lose reward, whose bound says something", tried, at_least=5)
 
 
 def test_larger_barriers_are_safer_only_where_reward_costs():

@@ -1,11 +1,13 @@
 """The ledger says what was measured; results/ and the pages say what the ledger says."""
+import ast
 import json
 import math
 import shutil
 import subprocess
 import sys
 
-from conftest import LEDGER, ROOT, Record, pages, save_ledger, verdict
+import pytest
+from conftest import LEDGER, ROOT, Record, add, pages, save_ledger, verdict
 
 sys.path.insert(0, str(ROOT / "studies"))
 import ledger
@@ -65,6 +67,19 @@ def test_two_processes_print_the_tables_of_one(tmp_path):
         "of both files 4.00e-01 <= 1.00e+00", "of the first 1.00e+00 >= 1.00e+00",
         "no number nan <= 1.00e+00 FAILED"]
     assert "the ledger: 1 of" in lines[3] and lines[5].startswith("holds; 33 cases: ") and len(lines) == 7
+
+
+def test_a_figure_is_of_one_place():
+    """Two calls of check with the same words would be one line of the table, with the bound of the second."""
+    said = []
+    for path in [ROOT / "test_updates.py", *(ROOT / "tests").glob("*.py")]:
+        said += [ast.unparse(call.args[0]) for call in ast.walk(ast.parse(path.read_text()))
+                 if isinstance(call, ast.Call) and ast.unparse(call.func) == "check"]
+    assert len(said) > 500 and len(said) == len({*said})
+    records = {}
+    add(records, "a", Record(1.0, "<=", 2.0))
+    with pytest.raises(AssertionError, match="two bounds of one figure: a"):
+        add(records, "a", Record(1.0, "<=", 3.0))
 
 
 def test_a_ledger_is_replaced_only_where_it_says_something_else(tmp_path):

@@ -970,7 +970,7 @@ def test_official_units_are_those_of_the_release(runs):
         config = epoch.config
         assert (config.delta, config.beta, config.damping) == pytest.approx((0.02, 1.0, 0.02))
     check("official units: divergence [delta]", max(used), at_most=1.01)
-    check("official units: divergence [delta]", max(used), at_least=0.6)
+    check("official units: the same divergence [delta], not less", max(used), at_least=0.6)
     assert {epoch.update.recovery for epoch in epochs} == {True, False}
     grid = runs(ctrpo, "grid").epochs[0]
     converted = ctrpo.in_our_units(
@@ -1426,7 +1426,7 @@ def test_line_search_of_strpo_takes_the_largest_step_that_holds_what_it_promises
     for kind in ("KL", "rise", "surrogate"):
         check(f"  control: steps that {kind} alone stopped", broken.count([kind]), at_least=2)
     check("  control: policies that stay (of 72)", stayed, at_least=2)
-    check("  control: policies that stay (of 72)", stayed, at_most=50)
+    check("  policies that move (of 72)", 72 - stayed, at_least=22)
 
 
 # -------------------------------------------------------------------- that these tests see mistakes

@@ -643,7 +643,8 @@ def test_an_update_need_not_improve_reward_nor_safety():
             signs[int(rises)] += 1
         new = old + step
         if world.kl(old, new) <= 0.01 and distance(d, unsafe, new) >= distance(d, unsafe, old) + demand:
-            falls, rises = gains(world, old, new, world.r)[0] < -1e-9, gains(world, old, new, world.c)[0] > 1e-9
+            changes = [gains(world, old, new, f)[0] for f in (world.r, world.c)]
+            falls, rises = changes[0] < -1e-9, changes[1] > 1e-9
             worse, dearer, both = worse + falls, dearer + rises, both + (falls and rises)
             tried += 1
     check("erratum C16: share of updates that meet both constraints where J_r falls", worse / tried,
