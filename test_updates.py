@@ -511,8 +511,8 @@ def test_exclusion_step_solves_its_problem_in_every_metric_and_scale(problem, f,
     F, g, x, phi, y, *scales = problem
     (a, b), demand = scales, f * math.sqrt(2 * delta * (phi @ y))
     step, info = strpo.exclusion_step(a * g, a * x, b * phi, b * y, delta, b * demand)
-    assert np.isfinite(step).all() and info["feasible"] == (f <= 1) and min(
-        info["lambda_1"], info["lambda_2"]) >= 0
+    assert np.isfinite(step).all() and min(info["lambda_1"], info["lambda_2"]) >= 0
+    assert info["feasible"] == (f <= 1) or abs(f - 1) < 1e-12  # there rounding decides
     kl, short, residual, gap = kkt_errors(F, (g, x, phi, y), delta, demand, step, info, scales)
     sine = math.sqrt(max(0.0, 1 - (g @ y) ** 2 / ((g @ x) * (phi @ y))))
     tolerance = 1e-7 if sine > 1e-4 else 1e-5
