@@ -34,7 +34,8 @@ Where the step itself promises less, to first order, neither may fall by more th
 Differs from the paper in
  1. (S) solves Eq. 8. `--dual fixed` is the paper's practice, x + lambda_2 y (Eq. 9), which may not.
  2. phi is exact in the actions, over the unsafe policy's own states; `--estimator weights`: Eq. 7.
- 3. Backtracking shrinks phi.s too, so the line search looks at KL(unsafe || pi) itself.
+ 3. Backtracking shrinks phi.s too, so the line search looks at KL(unsafe || pi) itself. The step is
+    asked for 2% of the most in addition: without this room, curvature alone would stop it.
  4. Eq. 8 asks for an increase; `--exclusion level`: KL(unsafe || pi) is to rise to a level, F_k.
  5. Eq. 4 prints r where the cost is meant. V_CVaR, the mean of the worst fraction alpha of the cost
     to go, comes from quantiles fitted to sampled returns.
@@ -89,10 +90,8 @@ def optimal_weights(rho, fraction, sine2):
     return k, fraction - k * rho
 
 def exclusion_step(gradient, direction, away, away_direction, delta_1, delta_2):
-    """(S), the exact solution of Eq. 8, from gradients g, phi and H^-1 g, H^-1 phi, in O(p).
-
-    Where phi = 0 it is step_g: at the unsafe policy any step leads away, to second order. Returns
-    the step and what it promises, to first order. delta_2 may be negative."""
+    """(S), the exact solution of Eq. 8, from gradients g, phi and H^-1 g, H^-1 phi, in O(p), and
+    its promise. Where phi = 0 it is step_g: there any step leads away. delta_2 may be negative."""
     step_g, per_best_g = steepest_step(gradient, direction, delta_1)
     step_phi, per_best_phi = steepest_step(away, away_direction, delta_1)
     rho = float(per_best_phi @ step_g)
@@ -131,7 +130,9 @@ def update_policy(config, policy, theta, observations, actions, advantages, excl
     away_direction, away_residual = conjugate_gradients(fisher, away, config.cg_iterations)
     fixed = functools.partial(fixed_step, lambda_2=config.lambda_2)
     take_step = fixed if config.dual == "fixed" else exclusion_step
-    step, info = take_step(gradient, direction, away, away_direction, config.delta_1, demand)
+    most = float(away @ steepest_step(away, away_direction, config.delta_1)[0])
+    asked = demand + 0.02 * most if demand < 0.98 * most else demand  # room for the line search
+    step, info = take_step(gradient, direction, away, away_direction, config.delta_1, asked)
     if config.reverse and not info["feasible"]:  # Eq. 10, towards unsafe
         step = -step
     info["kept"] = share_kept(config, policy, theta, observations, gradient_of, lengths,
