@@ -1347,8 +1347,7 @@ def test_line_search_of_ctrpo_takes_the_largest_step_that_holds_what_it_promises
 @pytest.mark.parametrize("share", [None, 0.8, 2.0])
 def test_update_of_strpo_takes_the_exact_step(share):
     """sTRPO's update_policy, as above: TRPO without an exclusion; the exact solution where the
-    demand is .8 of what the trust region allows, or twice that. Where a demand binds, no smaller
-    step will do: damping leaves room for third-order terms, delta 1e-7."""
+    demand is .8 of what the trust region allows, for .82, or twice that."""
     delta = 1e-7
     for world, logits in tabular_cases():
         observations, actions, pairs = batch(world, logits)
@@ -1369,12 +1368,13 @@ def test_update_of_strpo_takes_the_exact_step(share):
         theta, _ = strpo.update_policy(
             config, policy, start, observations, actions, advantages, exclusion if share else None
         )
-        step, _ = strpo.exclusion_step(*vectors, delta, demand)
+        asked = 0.82 * best if share == 0.8 else demand  # with the room for the line search
+        step, _ = strpo.exclusion_step(*vectors, delta, asked)
         compare("sTRPO", world, logits, theta, step)
         if share == 0.8:
             rise = float(exclusion(theta) - exclusion(start))
             check(
-                "sTRPO update: rise of the exclusion over the demand", rise / demand, at_least=0.999
+                "sTRPO update: rise of the exclusion over the demand", rise / demand, at_least=1
             )
 
 
