@@ -12,8 +12,8 @@ progress.csv of the runs with the exact dual, results/strpo-TASK-exact and those
 
 It binds in an epoch if lambda_2 > 0: step_g alone would not lead away by delta_2. With f the share of the
 best step away that is asked for, near 0 here, the step then has k (1 - rho^2) + rho f of the best gain, with
-k = sqrt((1 - f^2) / (1 - rho^2)): nearly sqrt(1 - rho^2), which is printed. In the other epochs the step is
-step_g, and the distance rises unasked.
+k = sqrt((1 - f^2) / (1 - rho^2)): nearly sqrt(1 - rho^2), which is printed. The policy stays where the line search passes no fraction of it. In the
+other epochs the step is step_g, and the distance rises unasked.
 """
 
 import argparse, csv, sys
@@ -28,19 +28,21 @@ from table import ANT, CIRCLE, GOAL, HOPPER, joined
 
 FOLDERS = {25: "strpo-{}-exact", 0: "*strpo-{}-limit-0-1M"}  # of each budget
 HEAD = ["task", "budget", "seed", "epochs", "it binds in", "after 1.5M steps", "at [nats]",
-        "gain kept there: mean", "least", "rise elsewhere [nats a step]: mean"]
+        "of these it stays in", "gain kept there: mean", "least", "rise elsewhere [nats a step]: mean"]
 
 
 def cells(folder: Path) -> list[str]:
     """Of one run."""
     rows = list(csv.DictReader(progress_of(folder).splitlines()))
-    lambda_2, rho, rise, level, steps = (np.array([float(row[name]) for row in rows]) for name in (
-        "Misc/lambda_2", "Misc/rho", "Misc/realised_exclusion", "Misc/exclusion", "Train/TotalSteps"))
+    lambda_2, rho, rise, level, fraction, steps = (np.array([float(row[name]) for row in rows]) for name in (
+        "Misc/lambda_2", "Misc/rho", "Misc/realised_exclusion", "Misc/exclusion", "Misc/fraction",
+        "Train/TotalSteps"))
     binds = lambda_2 > 0
     late = binds & (steps > 1.5e6)
     gain = np.sqrt(1 - rho[binds] ** 2)
     between = f"{level[late].min():.1f} to {level[late].max():.1f}" if late.any() else ""
-    return [str(len(rows)), f"{binds.mean():.1%}", str(late.sum()), between, f"{gain.mean():.4f}",
+    return [str(len(rows)), f"{binds.mean():.1%}", str(late.sum()), between,
+            str((fraction[binds] == 0).sum()), f"{gain.mean():.4f}",
             f"{gain.min():.3f}", f"{rise[~binds].mean():.2f}"]
 
 

@@ -892,6 +892,8 @@ def test_hysteresis_has_to_be_chosen():
     like x log x. h = .95: it finds the optimum."""
     world = garnets(20)[19]
     best = world.optimum().value
+    least = world.optimum(np.inf, -world.c).cost / world.limit
+    check("the Garnet that C-TRPO misses: |least cost over b - .82|", abs(least - 0.82), at_most=5e-3)
     path = barrier_training(world, "log", 0.1, 100, hysteresis=0.8)[1]
     assert path[:, 2].all()
     check("hysteresis .8, least cost .82 b: reward missed, in recovery", best - path[-1, 0], at_least=0.1)
