@@ -63,6 +63,8 @@ PAIRS = {  # title: first, second, metrics
          METRICS),
     f"SB-TRPO, `--preset safe`, against its older runs: {CIRCLE2}":
         (f"sbtrpo-{CIRCLE2}-safe", f"sbtrpo-{CIRCLE2}-safe-older", METRICS),
+    f"Scaling that moves the policy, against absorbed, SB-TRPO `--preset safe`: {SWIMMER}":
+        (f"development-sbtrpo-{SWIMMER}-not-absorbed", f"sbtrpo-{SWIMMER}-safe", METRICS),
     f"A budget for each of two costs against one for their sum: C-TRPO on {POINT2}":
         (f"ctrpo-{POINT2}-two-budgets", f"ctrpo-{POINT2}-one-budget", METRICS[:2])}
 THREE = HOPPER, SWIMMER, CIRCLE2  # where both have three seeds
@@ -246,6 +248,11 @@ def recorded() -> str:
         means = sample(walks[kind]), sample(walks["absorbed"])
         text += section(f"{what}, against absorbed, seed by seed: a walk",
                         [("return", *means, difference, interval.pvalue)])
+    longer = re.findall(r"(\S+) .*: return (.*)", (RESULTS / "scaling-walk-delta.txt").read_text())
+    for delta in ("0.0125", "0.015"):
+        steps = sample([float(value) for name, value in longer if name == delta])
+        text += section(f"δ = {delta} against 0.01, scaling absorbed: a walk",
+                        [compared("return", steps, sample(walks["absorbed"]))])
     return text
 
 
