@@ -238,7 +238,8 @@ def steepest_step(gradient, direction, delta):
     if best == 0:
         return np.zeros_like(g), np.zeros_like(g)
     if not math.isfinite(best):
-        raise Failure("a policy gradient, or F^-1 times it, is not finite.")
+        raise Diverged("a policy gradient, or F^-1 times it, is not finite: rewards or costs are "
+                       "too large, or --initial-std is too large or too small")
     return 2 * delta / best * x, g / best
 
 def conjugate_gradients(product, b, iterations):
@@ -638,16 +639,21 @@ def to_action(space, output):
     return numbers.astype(space.dtype).reshape(space.shape)
 
 def to_vector(space, observation):
-    """An observation as a finite vector of its own memory; an undeclared shape is refused."""
+    """An observation as a vector of its own memory; what the space does not have is refused."""
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        named = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space)
+        return np.concatenate([to_vector(each, observation[name]) for name, each in named])
     if not isinstance(space, spaces.Box):
+        if not space.contains(observation):
+            raise ValueError(f"an observation is {observation!r}, but its space {space}")
         vector = spaces.flatten(space, observation).astype(float)
     elif np.shape(observation) == space.shape:
         vector = np.array(observation, float).ravel()
     else:
         shape = np.shape(observation)
         raise ValueError(f"an observation has shape {shape}, but its space {space.shape}")
-    if not np.isfinite(vector).all():
-        raise ArithmeticError(f"not finite: {observation=}")
+    if not (np.abs(vector) < 1e100).all():  # their squares are added; NaN fails, too
+        raise ArithmeticError(f"not finite, or above 1e100: {observation=}")
     return vector
 
 def number(name, value):
@@ -666,7 +672,7 @@ def step_cost(info, names):
         named = {key[5:]: info[key] for key in map(str, info) if key.startswith("cost_")}
     else:
         return number("cost", given)
-    known = ", ".join(named) or "none"
+    known = ", ".join(map(str, named)) or "none"
     if not names:
         raise ValueError("this step has no single cost, in info['cost'] or as the third of six "
                          f"values; for --costs: {known}")
@@ -1022,7 +1028,7 @@ def load_policy(run, rng=None):
     """observation -> an action of a run's policy, as its environment takes it: the mean (the most
     likely one, if discrete), or, with a numpy Generator or a seed, a sample. `act = load_policy(
     "runs/..."); env.step(act(observation))`. Raises Failure: there is no run, or an action is not
-    finite."""
+    finite; what to_vector raises: an observation that its space does not have."""
     config, state = load_run(run_folder(run))
     env, rng = make_env(config.task), None if rng is None else np.random.default_rng(rng)
     act = make_actor(state).acting(rng)
@@ -1126,7 +1132,7 @@ class Config(Checked):
     discount: float = option(0.99, "gamma, of reward and cost", "[0, 1]")
     gae_lambda: float = option(0.95, "lambda of gae", "[0, 1]")
     hidden: tuple = option((64, 64), "widths of the tanh layers", "[1, inf)")
-    initial_std: float = option(0.6, "std of a Gaussian policy at the start [action]", "(0, inf)")
+    initial_std: float = option(0.6, "std of a Gaussian policy at first [half range]", "(0, inf)")
     scheduler: str = option("", "tcp://host:port of a Dask scheduler, instead of processes")
     batch_growth: float = option(1.0, "factor by which batches grow in a million steps", "[1, inf)")
     cg_iterations: int = option(5, "conjugate-gradient iterations for each direction", "[1, inf)")
@@ -1189,10 +1195,10 @@ def open_run(argv):
             raise Failure(f"{run} is the first stage of {run.resolve().parent}: resume that.")
         lock = own(run)
         config, state = load_run(run)
-        # a scheduler sends code: none is taken from a file
-        config = dataclasses.replace(config, **{"scheduler": ""} | options)
         if options.get("total_steps", math.inf) < state["steps"]:
             raise Failure(f"{run} has done {state['steps']:,} steps: --total-steps is too small.")
+        # a scheduler sends code: none is taken from a file
+        config = dataclasses.replace(config, **{"scheduler": ""} | options)
     else:
         config = Config(**PRESETS.get(options.get("preset"), {}) | options)
         config.check_new()

@@ -12,8 +12,9 @@ progress.csv of the runs with the exact dual, results/strpo-TASK-exact and those
 
 It binds in an epoch if lambda_2 > 0: step_g alone would not lead away by delta_2. With f the share of the
 best step away that is asked for, near 0 here, the step then has k (1 - rho^2) + rho f of the best gain, with
-k = sqrt((1 - f^2) / (1 - rho^2)): nearly sqrt(1 - rho^2), which is printed. The policy stays where the line search passes no fraction of it. In the
-other epochs the step is step_g, and the distance rises unasked.
+k = sqrt((1 - f^2) / (1 - rho^2)): nearly sqrt(1 - rho^2), which is printed. (Where the step has room, f is
+0.02, which takes another 0.02 |rho|.) The policy stays where the line search passes no fraction of it. In
+the other epochs the step is step_g, and the distance rises unasked.
 """
 
 import argparse, csv, sys
@@ -26,8 +27,8 @@ from pages import fill
 from report import progress_of
 from table import ANT, CIRCLE, GOAL, HOPPER, joined
 
-FOLDERS = {25: "strpo-{}-exact", 0: "*strpo-{}-limit-0-1M"}  # of each budget
-HEAD = ["task", "budget", "seed", "epochs", "it binds in", "after 1.5M steps", "at [nats]",
+FOLDERS = "strpo-{}-exact*", "*strpo-{}-limit-0-1M"  # with a budget of 25, and of 0
+HEAD = ["run", "epochs", "it binds in", "after 1.5M steps", "at [nats]",
         "of these it stays in", "gain kept there: mean", "least", "rise elsewhere [nats a step]: mean"]
 
 
@@ -48,10 +49,10 @@ def cells(folder: Path) -> list[str]:
 
 def table() -> str:
     lines = []
-    for budget, name in FOLDERS.items():
+    for name in FOLDERS:
         for task in CIRCLE, GOAL, HOPPER, ANT:
             for folder in sorted((ROOT / "results").glob(f"{name.format(task)}/seed-*")):
-                lines.append([task, str(budget), folder.name.removeprefix("seed-"), *cells(folder)])
+                lines.append([f"{folder.parent.name}/{folder.name}", *cells(folder)])
     return joined(HEAD, lines)
 
 

@@ -54,6 +54,8 @@ PAIRS = {  # title: first, second, metrics
     f"The release's settings against δ = 0.03: C-TRPO on {ANT}":
         (f"ctrpo-{ANT}-paper", f"ctrpo-{ANT}-delta-0.03", METRICS[:2]),
     f"With exclusion against without: sTRPO on {HOPPER}":
+        (f"strpo-{HOPPER}-exact-1.5M", f"strpo-{HOPPER}-exclusion-none-1.5M", METRICS[:2]),
+    f"With exclusion against without: sTRPO on {HOPPER}, older scripts":
         (f"strpo-{HOPPER}-exact", f"strpo-{HOPPER}-exclusion-none", METRICS[:2]),
     f"With exclusion against without, a budget of 0, 1M steps: sTRPO on {HOPPER}":
         (f"development-strpo-{HOPPER}-limit-0-1M", f"development-strpo-{HOPPER}-limit-0-exclusion-none-1M",

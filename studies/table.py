@@ -70,8 +70,10 @@ ROWS = [
     ("sTRPO", CIRCLE, "--exclusion none", "exclusion-none"),
     ("sTRPO", GOAL, "", "exact"),
     ("sTRPO", GOAL, "--exclusion none", "exclusion-none"),
-    ("sTRPO", HOPPER, "--initial-std 1", "exact"),
-    ("sTRPO", HOPPER, "--initial-std 1 --exclusion none", "exclusion-none"),
+    ("sTRPO", HOPPER, "--initial-std 1", "exact-1.5M"),
+    ("sTRPO", HOPPER, "--initial-std 1 --exclusion none", "exclusion-none-1.5M"),
+    ("sTRPO", HOPPER, "--initial-std 1, older scripts", "exact"),
+    ("sTRPO", HOPPER, "--initial-std 1 --exclusion none, older scripts", "exclusion-none"),
     ("sTRPO", ANT, "--initial-std 0.5", "exact"),
 ]
 SWEPT = {  # by studies/table_*.toml, as far as they have run: {end of the folder: options}
@@ -84,7 +86,7 @@ SWEPT = {  # by studies/table_*.toml, as far as they have run: {end of the folde
               "limit-0-1M": "--initial-std 1 --cost-limit 0",
               "limit-0-exclusion-none-1M": "--initial-std 1 --cost-limit 0 --exclusion none"}}
 FEW = [("SB-TRPO", CIRCLE2, "safe"), ("SB-TRPO", SWIMMER, "safe"), ("C-TRPO", HOPPER, "paper"),
-       ("C-TRPO", ANT, "paper"), ("C-TRPO", POINT, "paper"), ("sTRPO", HOPPER, "exact")]  # README's rows
+       ("C-TRPO", ANT, "paper"), ("C-TRPO", POINT, "paper"), ("sTRPO", HOPPER, "exact-1.5M")]  # README's rows
 SETTINGS = {  # what was tried on development tasks, beside what; {end of the folder: options}
     "SB-TRPO": ("--preset paper", [CIRCLE2, POINT2], {
         "paper-1M": "", "paper-time-1M": "--advantage time", "paper-gae-1M": "--advantage gae",

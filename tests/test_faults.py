@@ -163,6 +163,22 @@ def test_wrappers_that_are_registered_with_an_environment_wrap_it():
     assert np.array_equal(raised.costs, plain.costs) and len(plain.costs) == 20
 
 
+@pytest.mark.parametrize("space, observation, said", [
+    (spaces.Discrete(4), -1, "but its space"), (spaces.Discrete(3, start=2), 1, "but its space"),
+    (spaces.MultiDiscrete([2, 3]), np.array([0, -1]), "but its space"),
+    (spaces.Dict(a=spaces.Tuple([spaces.Discrete(2), spaces.Box(0, 1, (2, 3))])),
+     {"a": (1, np.zeros((3, 2)))}, "shape (3, 2), but its space (2, 3)"),
+    (spaces.Box(-np.inf, np.inf, (1,)), np.array([1e200]), "above 1e100")], ids=str)
+def test_an_observation_that_its_space_does_not_have_is_refused(space, observation, said):
+    """Else -1 would be the last state, and the square of 1e200 the end of the mean and std. Control: what the
+    space has is flattened as gymnasium does."""
+    with pytest.raises((ValueError, ArithmeticError), match=re.escape(said)):
+        sbtrpo.to_vector(space, observation)
+    space.seed(0)
+    inside = space.sample()
+    assert np.array_equal(sbtrpo.to_vector(space, inside), spaces.flatten(space, inside).astype(float))
+
+
 def test_a_cost_in_the_wrong_place_is_one_sentence():
     assert "info, the last value of step, is 0.0; a cost may be the third" in sentence(episode, "Last")
 
@@ -171,7 +187,7 @@ def test_an_infinite_observation_of_reset_is_named_and_spoils_nothing():
     """Clipped, it would have passed for a large one, and its square would have stayed in the moments."""
     assert np.isfinite(episode("BadStart", 0).observations).all()  # `make` was the first reset
     said = sentence(episode, "BadStart", 1)
-    assert "episode 1, step 0: ArithmeticError: not finite: observation=array([inf])" in said
+    assert "episode 1, step 0: ArithmeticError: not finite, or above 1e100: observation=array([inf])" in said
 
 
 def test_environments_do_not_reset_themselves():
@@ -293,8 +309,9 @@ def test_a_raised_total_is_kept_and_a_total_below_the_steps_done_refused(tmp_pat
     sizes = np.diff([0, *(int(row["Train/TotalSteps"]) for row in rows(run))])
     before = np.cumsum([0, *sizes])[:-1]
     assert np.all(np.abs(sizes - 500 * 1e9 ** (before / 1e6)) <= 60)
-    (said,) = finish(begin(tmp_path, "--resume", run, "--total-steps=1000"), 1)
-    assert "--total-steps is too small" in said
+    for total in (1000, 100):  # the second is less than a batch, too
+        (said,) = finish(begin(tmp_path, "--resume", run, f"--total-steps={total}"), 1)
+        assert "--total-steps is too small" in said
     assert sbtrpo.load_run(run)[0].total_steps == 400_000
 
 

@@ -655,7 +655,8 @@ def test_a_project_with_a_configuration_of_its_own_may_hold_a_run(both_stages, t
 
 
 def test_an_unfinished_first_stage_is_refused(both_stages, tmp_path, monkeypatch, capsys):
-    """A policy that is not unsafe yet; the same command works once it is, and so does --resume."""
+    """A policy that is not unsafe yet: nothing is made, and the same command works once it is one. Nor does
+    a first stage take another's policy."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(strpo, "make_executor", lambda config: ThreadPoolExecutor(1))
     first = shutil.copytree(both_stages / run_of(script="strpo") / "unsafe", tmp_path / "first")
@@ -663,8 +664,11 @@ def test_an_unfinished_first_stage_is_refused(both_stages, tmp_path, monkeypatch
     strpo.save(first, config, state | {"steps": 1000})
     assert strpo.main([*STAGES[:-1], "--total-steps=500", "--unsafe", "first"]) == 1
     assert "--unsafe first has 1,000 steps of 1,500: finish it" in capsys.readouterr().err
+    assert not Path("runs").exists()
     strpo.save(first, config, state)
-    assert strpo.main(["--resume", str(run_of(script="strpo"))]) == 0
+    assert strpo.main([*STAGES[:-1], "--total-steps=500", "--unsafe", "first", "--stage=unsafe"]) == 1
+    assert "--unsafe is for stage two" in capsys.readouterr().err and not Path("runs").exists()
+    assert strpo.main([*STAGES[:-1], "--total-steps=500", "--unsafe", "first"]) == 0
 
 
 @pytest.mark.parametrize("options", [
@@ -677,7 +681,8 @@ def test_every_ablation_trains(options, both_stages, tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     unsafe = both_stages / run_of(script="strpo") / "unsafe"
     monkeypatch.setattr(strpo, "make_executor", lambda config: ThreadPoolExecutor(1))
-    arguments = [*STAGES[:-1], "--total-steps=500", "--unsafe", str(unsafe), *options.split()]
+    given = [] if "--stage unsafe" in options else ["--unsafe", str(unsafe)]
+    arguments = [*STAGES[:-1], "--total-steps=500", *given, *options.split()]
     assert strpo.main(arguments) == 0, capsys.readouterr().err
     run = tmp_path / run_of(script="strpo")
     config, state = strpo.load_run(run)
