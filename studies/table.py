@@ -58,6 +58,7 @@ ROWS = [
     ("C-TRPO", ANT, "--initial-std 0.5 --delta 0.03", "delta-0.03"),
     ("C-TRPO", ANT, "--initial-std 0.5", "delta-0.01"),
     ("C-TRPO", CHEETAH, "--preset paper, actions not clipped", "paper-unclipped"),
+    ("C-TRPO", HOPPER, "--preset paper, older scripts", "paper-older"),
     ("C-TRPO", HOPPER, "", "defaults-5M"),
     ("C-TRPO", CIRCLE2, "", "cost-limit-25"),
     ("C-TRPO", CIRCLE2, "--cost-limit 0", "cost-limit-0"),
