@@ -1346,8 +1346,8 @@ def test_line_search_of_ctrpo_takes_the_largest_step_that_holds_what_it_promises
 
 @pytest.mark.parametrize("share", [None, 0.8, 2.0])
 def test_update_of_strpo_takes_the_exact_step(share):
-    """sTRPO's update_policy, as above: TRPO without an exclusion; the exact solution where the
-    demand is .8 of what the trust region allows, for .82, or twice that."""
+    """sTRPO's update_policy, as above: TRPO without an exclusion; the exact solution for a demand
+    of .8 of what the trust region allows, which is asked for .82, and for one of twice that."""
     delta = 1e-7
     for world, logits in tabular_cases():
         observations, actions, pairs = batch(world, logits)

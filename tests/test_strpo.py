@@ -1170,8 +1170,8 @@ def test_line_search_names_what_stopped_it():
 def test_a_step_that_has_room_moves_where_the_exclusion_binds(monkeypatch):
     """A step that is asked for delta_2 alone promises that to the digit: curvature, or the first shortening,
     breaks it, and the policy stays. With 2% of the most in addition Gaussian policies move wherever the
-    exclusion binds; for categorical ones, whose small networks are curved more, it is too little: with 10%
-    3 of 87 stay. Control: without."""
+    exclusion binds; for categorical ones, whose small networks are curved more, it is too little. Control:
+    without."""
     step, binding, staying = strpo.exclusion_step, {}, {}
 
     def without(*arguments):
