@@ -880,17 +880,18 @@ def episode_metrics(episodes, names=()):
 def initial_state(config):
     """All that a run needs to go on where it stood: the content of checkpoint.npz."""
     env, rng = make_env(config.task), stream(config.seed, WEIGHTS)
-    discrete = isinstance(env.action_space, spaces.Discrete)
-    size, actions = spaces.flatdim(env.observation_space), spaces.flatdim(env.action_space)
-    try:  # a cost that the environment lacks, say, ends a run before it has a folder
-        env.reset(seed=config.seed)
-        env_step(env, 0 if discrete else np.zeros(actions), config.costs)
-    except (Exception, SystemExit) as error:  # of the environment, too
-        raise Failure(f"{config.task}: {type(error).__name__}: {error}") from None
+    if config.costs:  # a name that the environment lacks ends a run before it has a folder
+        try:
+            env.reset(seed=config.seed)
+            step_cost(env.step(env.action_space.sample())[-1], config.costs)
+        except (Exception, SystemExit) as error:  # of the environment, too
+            raise Failure(f"{config.task}: {type(error).__name__}: {error}") from None
     close(env)
     if env.spec.max_episode_steps is None:
         print(f"{config.task} is registered without max_episode_steps: its episodes have to end by "
               "themselves.", flush=True)
+    discrete = isinstance(env.action_space, spaces.Discrete)
+    size, actions = spaces.flatdim(env.observation_space), spaces.flatdim(env.action_space)
     sizes, log_std = (size, *config.hidden, actions), np.full(actions, math.log(config.initial_std))
     theta = initial_parameters(sizes, [] if discrete else log_std, rng)
     state = {"sizes": np.array(sizes), "discrete": discrete, "theta": theta}

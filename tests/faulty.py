@@ -134,9 +134,7 @@ class NeedsArgument(Walk):
 
 class Exits(Walk):
     def step(self, action):
-        if self.t == 3:
-            sys.exit("the simulator has left")
-        return super().step(action)
+        sys.exit("the simulator has left")
 
 
 class Dies(Walk):

@@ -150,14 +150,6 @@ def test_costs_and_rewards_are_single_numbers_and_costs_not_negative():
     assert "no single cost, in info['cost']" in sentence(episode, "NoCost")
 
 
-@pytest.mark.parametrize("script", [sbtrpo, ctrpo, strpo])
-def test_an_environment_without_a_cost_leaves_no_folder(script, tmp_path, monkeypatch, capsys):
-    """So that the same command, put right, begins."""
-    monkeypatch.chdir(tmp_path)
-    assert script.main(["--task=faulty:NoCost-v0", *SHORT, "--total-steps=500", "--workers=1"]) == 1
-    assert "no single cost, in info['cost']" in capsys.readouterr().err and not (tmp_path / "runs").exists()
-
-
 def test_the_sixth_value_works_below_every_wrapper():
     """The cost in Safety Gymnasium's position, under Gymnasium's time limit of 20 steps."""
     assert episode("Limited").costs.shape == (20,)
