@@ -832,7 +832,8 @@ def collect(executor, config, actor, first, size, attempt=1):
                 planned = indices.stop
             episodes += result_of(jobs.pop(0), episode_name(first + len(episodes)))
             ends = np.cumsum([len(episode.costs) for episode in episodes])
-            steps, length = ends[-1], ends[-1] / len(episodes)
+            # as if one more had 1,000 steps: the first may be short by chance, and jobs too large
+            steps, length = ends[-1], (ends[-1] + 1000) / (len(episodes) + 1)
     except BaseException as error:
         stop(executor)  # which the caller does not know, if it is another
         if isinstance(error, concurrent.futures.CancelledError):

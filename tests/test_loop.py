@@ -584,6 +584,18 @@ def test_a_batch_is_the_first_episodes_that_reach_its_size(script, runs):
         assert steps >= config.total_steps > steps - sum(lengths)
 
 
+@each_script
+def test_hardly_an_episode_is_played_that_no_batch_needs(script, runs):
+    """Where they have some ten steps on average, and the first one may have two."""
+    played = used = 0
+    for event in runs(script, "grid").events:
+        if event.name == "run_episode":
+            played += len(event.returned.costs)
+        elif event.name == "collect":
+            used += sum(len(episode.costs) for episode in event.returned[1])
+    check("short episodes: steps played over steps of batches", played / used, at_most=1.1)
+
+
 @pytest.mark.parametrize(
     "script, world, more",
     [(sbtrpo, "course", ["--batch-growth=1"]), (ctrpo, "window", []), (strpo, "course", [])],
