@@ -54,7 +54,7 @@ ROWS = [
     ("SB-TRPO", ANT, "--initial-std 0.5", "std-0.5-1M"),
     ("SB-TRPO", CIRCLE, "", "defaults-1M"),
     ("SB-TRPO", GOAL, "", "defaults-1M"),
-    ("C-TRPO", POINT, "--preset paper, newer scripts", "paper-newer"),
+    ("C-TRPO", POINT, "--preset paper, older scripts", "paper-older"),
     ("C-TRPO", POINT, "", "defaults-5M"),
     ("C-TRPO", ANT, "--initial-std 0.5 --delta 0.03", "delta-0.03"),
     ("C-TRPO", ANT, "--initial-std 0.5", "delta-0.01"),
