@@ -609,7 +609,8 @@ def close(env):
 
 def seed_all(seed):
     """For environments that draw random numbers of their own, made or played."""
-    for name, module in list(sys.modules.items()):
+    modules = list(sys.modules.items()) if "distributed" in sys.modules else []
+    for name, module in modules:
         if name.split(".")[0] in ("dask", "distributed") and vars(module).get("random") is random:
             module.random = random.Random()  # else Dask's threads draw of the environment's
     np.random.seed(seed)
