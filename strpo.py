@@ -172,7 +172,7 @@ def improve(config, run, state, unsafe=None):
         while state["steps"] < config.total_steps:
             started, actor = time.perf_counter(), make_actor(state)
             executor, episodes = collect(
-                executor, config, actor, state["next_episode"], config.batch_steps)
+                executor, config, actor, state["next_episode"], config.batch_steps, state["steps"])
             collected, metrics = time.perf_counter(), episode_metrics(episodes, config.costs)
 
             # n steps: observations (n, size), actions (n, d) or (n,), advantages (n,)
@@ -817,11 +817,13 @@ def result_of(job, name):
         print(f"waiting for {name}, {waited} min", file=sys.stderr)
     return job.result()
 
-def collect(executor, config, actor, first, size, attempt=1):
+def collect(executor, config, actor, first, size, before=0, attempt=1):
     """Episodes first, first + 1, ... in this order, to the one that reaches `size` steps; and the
-    executor, another one if a worker has died: then all start anew."""
+    executor, another one if a worker has died: then all start anew. before: steps of those before
+    the first; what is planned follows it, and no result."""
     run = functools.partial(run_episode, config.task, config.seed, actor=actor, costs=config.costs)
-    episodes, jobs, planned, steps, length = [], [], first, 0, 1000
+    usual = max(1000, before / max(first, 1))  # steps of an episode, rather too many than too few
+    episodes, jobs, planned, steps, length = [], [], first, 0, usual
     least = 2 if config.advantage == "time" else 1  # "time" compares episodes
     try:
         while steps < size or len(episodes) < least:
@@ -833,8 +835,7 @@ def collect(executor, config, actor, first, size, attempt=1):
                 planned = indices.stop
             episodes += result_of(jobs.pop(0), episode_name(first + len(episodes)))
             ends = np.cumsum([len(episode.costs) for episode in episodes])
-            # as if one more had 1,000 steps: the first may be short by chance, and jobs too large
-            steps, length = ends[-1], (ends[-1] + 1000) / (len(episodes) + 1)
+            steps, length = ends[-1], (ends[-1] + usual) / (len(episodes) + 1)
     except BaseException as error:
         stop(executor)  # which the caller does not know, if it is another
         if isinstance(error, concurrent.futures.CancelledError):
@@ -845,7 +846,7 @@ def collect(executor, config, actor, first, size, attempt=1):
             next_one = episode_name(first + len(episodes))
             text = f"workers died four times, at {next_one} or soon after"
             raise Failure(f"{text}: {' '.join(re.findall('{.*}', str(error)))}") from None
-        return collect(make_executor(config), config, actor, first, size, attempt + 1)
+        return collect(make_executor(config), config, actor, first, size, before, attempt + 1)
     for job in jobs:
         job.cancel()
     return executor, episodes[: max(least, np.searchsorted(ends, size) + 1)]

@@ -586,14 +586,36 @@ def test_a_batch_is_the_first_episodes_that_reach_its_size(script, runs):
 
 @each_script
 def test_hardly_an_episode_is_played_that_no_batch_needs(script, runs):
-    """Where they have some ten steps on average, and the first one may have two."""
-    played = used = 0
+    """Where they have some ten steps on average, and the first one may have two. What is planned is
+    told how many steps the run has had."""
+    played = used = done = 0
     for event in runs(script, "grid").events:
         if event.name == "run_episode":
             played += len(event.returned.costs)
         elif event.name == "collect":
-            used += sum(len(episode.costs) for episode in event.returned[1])
+            steps = sum(len(episode.costs) for episode in event.returned[1])
+            used += steps
+            if event.first < ROLLOUTS:
+                done = done if event.first else 0  # or else a stage begins
+                assert event.before == done
+                done += steps
     check("short episodes: steps played over steps of batches", played / used, at_most=1.1)
+
+
+@each_script
+def test_long_episodes_are_planned_as_those_before_them(script, monkeypatch):
+    """For 10,000 steps two of 5,000. Control: ten, where nothing is known of those before."""
+    played = []
+
+    def run_episode(task, seed, index, actor, costs):
+        played.append(index)
+        return SimpleNamespace(costs=np.zeros(5000))
+
+    monkeypatch.setattr(script, "run_episode", run_episode)
+    for before, expected in ((15_000, [3, 4]), (0, list(range(3, 13)))):
+        played.clear()
+        _, episodes = script.collect(AtOnce(), script.Config(), None, 3, 10_000, before)
+        assert len(episodes) == 2 and played == expected
 
 
 @pytest.mark.parametrize(

@@ -137,8 +137,8 @@ def test_a_critic_that_overflows_ends_the_run(script, tmp_path, monkeypatch):
     options = f"{SMALL} environments:Walk-v0 --advantage gae" + " --exclusion none" * (script is strpo)
     collect = script.collect
 
-    def spoilt(executor, config, actor, first, size, attempt=1):
-        executor, episodes = collect(executor, config, actor, first, size, attempt)
+    def spoilt(executor, config, actor, first, size, *more):
+        executor, episodes = collect(executor, config, actor, first, size, *more)
         if 20 <= first < script.UNSAFE:
             episodes[0].rewards[3] = largest
         return executor, episodes
