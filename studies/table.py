@@ -56,6 +56,7 @@ ROWS = [
     ("SB-TRPO", GOAL, "", "defaults-1M"),
     ("C-TRPO", POINT, "--preset paper, older scripts", "paper-older"),
     ("C-TRPO", POINT, "", "defaults-5M"),
+    ("C-TRPO", ANT, "--preset paper, older scripts", "paper-older"),
     ("C-TRPO", ANT, "--initial-std 0.5 --delta 0.03", "delta-0.03"),
     ("C-TRPO", ANT, "--initial-std 0.5", "delta-0.01"),
     ("C-TRPO", CHEETAH, "--preset paper, actions not clipped", "paper-unclipped"),
