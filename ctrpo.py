@@ -601,7 +601,9 @@ def make_env(task, **rendering):
     except (Exception, SystemExit) as error:
         text = f"{type(error).__name__}: {error}"
         if isinstance(error, ModuleNotFoundError):
-            text += "; modules are looked for beside this script and on PYTHONPATH"
+            text += f"; modules are looked for in {Path(__file__).parent} and on PYTHONPATH"
+        if isinstance(error, gymnasium.error.NameNotFound):
+            text += " One that a module of yours registers is MODULE:EnvId."
         raise Failure(f"--task {task} cannot be made: {text}") from None
     if not spaces.flatdim(env.observation_space):
         raise Failure(f"--task {task} has observations without any number.")
@@ -682,8 +684,8 @@ def step_cost(info, names):
         return number("cost", given)
     known = ", ".join(map(str, named)) or "none"
     if not names:
-        raise ValueError("this step has no single cost, in info['cost'] or as the third of six "
-                         f"values; for --costs: {known}")
+        raise ValueError("this step has no single cost: a number, 0 for none, in info['cost'] or "
+                         f"as the third of six values; for --costs: {known}")
     if not set(names) <= set(named):
         raise ValueError(f"this step has not all of {', '.join(names)}; for --costs: {known}")
     return np.array([number(f"cost {name}", named[name]) for name in names], float)
@@ -1004,8 +1006,10 @@ def log(run, config, state, metrics, info, started, collected):
     rollout, update = collected - started, time.perf_counter() - collected
     row |= {"Time/Total": rollout + update, "Time/Rollout": rollout, "Time/Update": update}
     save(run, config, state, row)
-    print("{Train/TotalSteps:>11,} steps: return {Metrics/EpRet:.4g}, cost {Metrics/EpCost:.4g}, "
-          "safe {Metrics/SafetyProbability:.2f}".format_map(row), flush=True)
+    text = ("{Train/TotalSteps:>11,} steps: return {Metrics/EpRet:.4g}, cost {Metrics/EpCost:.4g}, "
+            "safe {Metrics/SafetyProbability:.2f}").format_map(row)
+    named = [f", {name} {metrics[f'EpCost_{name}']:.4g}" for name in config.costs]
+    print(text, *named, sep="", flush=True)
 
 def run_folder(path):
     """The folder of a run, given it or its checkpoint."""
@@ -1096,8 +1100,8 @@ class Checked:
                 raise Failure(f"--{name} is {value!r} but must be in {rule}.")
         budgets, names = np.size(self.cost_limit), len(self.costs)
         if (np.ndim(self.cost_limit) and budgets != names) or len(set(self.costs)) < names:
-            raise Failure(f"--cost-limit has {budgets} values, and --costs {names} names: give one "
-                          "for each of them, which differ, or one for their sum.")
+            raise Failure(f"--costs has {names} names, and --cost-limit {budgets} values: give one "
+                          "for each of the names, which differ, or one for their sum.")
         if re.search(r'[,"\r\n]', "".join(self.costs)):
             raise Failure(f"--costs is {self.costs!r} but must have no comma, quote or new line.")
         if not re.fullmatch(r"\w[\w.-]*", self.experiment):

@@ -147,7 +147,7 @@ def test_costs_and_rewards_are_single_numbers_and_costs_not_negative():
     assert "episode 3, step 6" in said and "cost=-1.0 is negative" in said
     assert episode("OneNumber").rewards.shape == (50,)
     assert "the cost is array([0., 0.]), but must be one number" in sentence(episode, "TwoCosts")
-    assert "no single cost, in info['cost']" in sentence(episode, "NoCost")
+    assert "no single cost: a number, 0 for none, in info['cost']" in sentence(episode, "NoCost")
 
 
 def test_the_sixth_value_works_below_every_wrapper():
@@ -221,7 +221,8 @@ def test_environments_that_cannot_be_made_end_in_a_sentence(tmp_path, monkeypatc
         assert f"--task faulty:{name}-v0 cannot be made" in said and reason in said
     for task in ("", ":", "./x:Y", "no_such_module:Y-v0", "SafetyNothing-v0", "a b"):
         assert f"--task {task} cannot be made" in sentence(sbtrpo.make_env, task)
-    assert "beside this script and on PYTHONPATH" in sentence(sbtrpo.make_env, "no_such_module:Y-v0")
+    assert f"looked for in {ROOT} and on PYTHONPATH" in sentence(sbtrpo.make_env, "no_such_module:Y-v0")
+    assert "doesn't exist. One that a module of yours registers" in sentence(sbtrpo.make_env, "Zzz-v0")
     assert "observations without any number" in sentence(sbtrpo.make_env, "faulty:Empty-v0")
     assert "SystemExit: the simulator has left" in sentence(episode, "Exits")
     monkeypatch.setattr(Walk, "observation_space", spaces.Graph(spaces.Box(0, 1), None))

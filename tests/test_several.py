@@ -106,8 +106,8 @@ def test_wrong_costs_end_in_one_sentence(script, tmp_path, monkeypatch, capsys):
     lacks; and several budgets where there can be one."""
     monkeypatch.chdir(tmp_path)
     limits = "0" if script is sbtrpo else "1 2"
-    cases = [(f"{TINY} {TWO} --cost-limit 1 2 3", "has 3 values, and --costs 2 names"),
-             (f"{TINY} --cost-limit 1 2", "has 2 values, and --costs 0 names"),
+    cases = [(f"{TINY} {TWO} --cost-limit 1 2 3", "--costs has 2 names, and --cost-limit 3 values"),
+             (f"{TINY} --cost-limit 1 2", "--costs has 0 names, and --cost-limit 2 values"),
              (f"{TINY} --costs left left --cost-limit 1", "which differ"),
              (f"{TINY} --costs left,right --cost-limit 1", "must have no comma, quote or new line"),
              (f"{TINY} {TWO} --cost-limit 1 -2", "must be in [0, inf)"),
@@ -140,6 +140,8 @@ def test_one_budget_for_named_costs_is_one_for_their_sum(script, tmp_path, monke
         assert one["Metrics/EpCostRegret"] == two["Metrics/EpCostRegret"]
         parts = float(two["Metrics/EpCost_left"]) + float(two["Metrics/EpCost_right"])
         assert parts == pytest.approx(float(two["Metrics/EpCost"]))
+        each = [f"{name} {float(two[f'Metrics/EpCost_{name}']):.4g}" for name in ("left", "right")]
+        assert f"safe {float(two['Metrics/SafetyProbability']):.2f}, {', '.join(each)}\n" in both[3]
 
 
 @pytest.mark.parametrize("script", [ctrpo, strpo])
