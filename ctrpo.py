@@ -834,9 +834,10 @@ def collect(executor, config, actor, first, size, before=0, attempt=1):
                 indices = range(planned, min(wanted, planned + math.ceil(500 / length)))
                 jobs.append(executor.submit(list, map(run, indices)))
                 planned = indices.stop
-            episodes += result_of(jobs.pop(0), episode_name(first + len(episodes)))
-            ends = np.cumsum([len(episode.costs) for episode in episodes])
-            steps, length = ends[-1], (ends[-1] + usual) / (len(episodes) + 1)
+            played = result_of(jobs.pop(0), episode_name(first + len(episodes)))
+            episodes += played
+            steps += sum(len(episode.costs) for episode in played)
+            length = (steps + usual) / (len(episodes) + 1)
     except BaseException as error:
         stop(executor)  # which the caller does not know, if it is another
         if isinstance(error, concurrent.futures.CancelledError):
@@ -850,6 +851,7 @@ def collect(executor, config, actor, first, size, before=0, attempt=1):
         return collect(make_executor(config), config, actor, first, size, before, attempt + 1)
     for job in jobs:
         job.cancel()
+    ends = np.cumsum([len(episode.costs) for episode in episodes])
     return executor, episodes[: max(least, np.searchsorted(ends, size) + 1)]
 
 def on_one_thread(function):
@@ -1215,7 +1217,7 @@ class Config(Checked):
     seed: int = option(0, "all that is random follows from it", "[0, inf)")
     total_steps: int = option(1_000_000, "length of the training [environment steps]", "[1, inf)")
     batch_steps: int = option(10_000, "an epoch ends with the episode that reaches it", "[1, inf)")
-    workers: int = option(os.cpu_count() or 1, "processes; changes no result", "[1, inf)")
+    workers: int = option(loky.cpu_count(), "processes; changes no result", "[1, inf)")
     delta: float = option(0.01, "radius of the trust region [nats, of D]", "(0, inf)")
     beta: float = option(0.1, "weight of the barrier [nats; xlogx: nats per cost]", "(0, inf)")
     barrier: str = option("log", "phi: -log x, or x log x", "{log, xlogx}")

@@ -835,9 +835,10 @@ def collect(executor, config, actor, first, size, before=0, attempt=1):
                 indices = range(planned, min(wanted, planned + math.ceil(500 / length)))
                 jobs.append(executor.submit(list, map(run, indices)))
                 planned = indices.stop
-            episodes += result_of(jobs.pop(0), episode_name(first + len(episodes)))
-            ends = np.cumsum([len(episode.costs) for episode in episodes])
-            steps, length = ends[-1], (ends[-1] + usual) / (len(episodes) + 1)
+            played = result_of(jobs.pop(0), episode_name(first + len(episodes)))
+            episodes += played
+            steps += sum(len(episode.costs) for episode in played)
+            length = (steps + usual) / (len(episodes) + 1)
     except BaseException as error:
         stop(executor)  # which the caller does not know, if it is another
         if isinstance(error, concurrent.futures.CancelledError):
@@ -851,6 +852,7 @@ def collect(executor, config, actor, first, size, before=0, attempt=1):
         return collect(make_executor(config), config, actor, first, size, before, attempt + 1)
     for job in jobs:
         job.cancel()
+    ends = np.cumsum([len(episode.costs) for episode in episodes])
     return executor, episodes[: max(least, np.searchsorted(ends, size) + 1)]
 
 def on_one_thread(function):
@@ -1294,7 +1296,7 @@ class Config(Checked):
     unsafe_steps: int = option(150_000, "length of the first stage [environment steps]", "[1, inf)")
     total_steps: int = option(300_000, "length of the training [environment steps]", "[1, inf)")
     batch_steps: int = option(15_000, "an epoch ends with the episode that reaches it", "[1, inf)")
-    workers: int = option(os.cpu_count() or 1, "processes; changes no result", "[1, inf)")
+    workers: int = option(loky.cpu_count(), "processes; changes no result", "[1, inf)")
     delta_1: float = option(1e-2, "radius of the trust region [nats, mean KL]", "(0, inf)")
     delta_2: float = option(1e-4, "rise of KL(unsafe || new) in each step [nats]", "[0, inf)")
     costs: tuple = option((), "names NAME of info['cost_NAME'], or of keys of info['cost']")

@@ -59,7 +59,7 @@ EPISODES = [
         "vector = np.asarray(observation, float).ravel()",
         "tests/test_faults.py::test_observations_and_actions_are_copied_at_the_border"),
     *shared("one short episode plans a thousand more",
-        "(ends[-1] + usual) / (len(episodes) + 1)", "ends[-1] / len(episodes)",
+        "length = (steps + usual) / (len(episodes) + 1)", "length = steps / len(episodes)",
         "hardly_an_episode_is_played_that_no_batch_needs"),
     *shared("long episodes are planned as if they were short",
         "max(1000, before / max(first, 1))", "1000", "long_episodes_are_planned"),
