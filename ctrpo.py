@@ -179,7 +179,7 @@ def train(config, run, state):
         while state["steps"] < config.total_steps:
             started, actor = time.perf_counter(), make_actor(state)
             executor, episodes = collect(
-                executor, config, actor, state["next_episode"], config.batch_steps, state["steps"])
+                executor, config, actor, state["next_episode"], config.batch_steps, state["usual"])
             collected, metrics = time.perf_counter(), episode_metrics(episodes, config.costs)
 
             # n steps: observations (n, size), actions (n, d) or (n,), advantages (n,)
@@ -438,19 +438,15 @@ def make_batch(episodes, actor):
     observations = np.delete(inputs, lasts, axis=0)
     return Batch(raw, inputs, lasts, observations, actions, reward, cost, lengths, terminated)
 
-def by_time(values, lengths):
-    """(n,) values as a table (episodes, longest T), padded with 0; and the mask of what is not."""
-    mask = np.arange(lengths.max()) < lengths[:, None]
-    table = np.zeros(mask.shape)
-    table[mask] = values
-    return table, mask
-
 def discounted_sums(values, lengths, discount):
     """y[t] = values[t] + discount y[t + 1], within each episode."""
-    table, mask = by_time(values, lengths)
-    for t in reversed(range(table.shape[1] - 1)):
-        table[:, t] += discount * table[:, t + 1]
-    return table[mask]
+    sums, order = np.array(values, float), np.argsort(-lengths)  # the longest first
+    lasts = np.cumsum(lengths)[order] - 1
+    longer = np.searchsorted(-lengths[order], -np.arange(lengths.max()))  # than 0, 1, ... steps
+    for left in range(1, lengths.max()):  # steps to the last
+        rows = lasts[: longer[left]] - left
+        sums[rows] += discount * sums[rows + 1]
+    return sums
 
 def gae(batch, signal, values, discount, gae_lambda):
     """sum_k (discount lambda)^k (r + discount V' - V)[t + k], given V of T + 1 observations; of the
@@ -460,22 +456,24 @@ def gae(batch, signal, values, discount, gae_lambda):
     residuals = signal + discount * following - np.delete(values, batch.lasts)
     return discounted_sums(residuals, batch.lengths, discount * gae_lambda)
 
+def times(lengths):
+    """(n,): 0, 1, ... T - 1 of each episode."""
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
 def less_the_others(returns, lengths):
     """Returns less the mean of the other episodes at equal time; 0 where no other is as long."""
-    table, mask = by_time(returns, lengths)
-    count = mask.sum(axis=0)
-    others = (table.sum(axis=0) - table) / np.maximum(count - 1, 1)
-    return np.where(count > 1, table - others, 0.0)[mask]
+    t = times(lengths)
+    count, total = np.bincount(t)[t], np.bincount(t, returns)[t]
+    return np.where(count > 1, returns - (total - returns) / np.maximum(count - 1, 1), 0.0)
 
 def with_signal(advantages, signal, returns, lengths):
     """Advantages, but 0 where they are below the rounding of the returns; and everywhere, if at
     equal time all episodes have equal returns (one alone: a constant signal): no action has made a
     difference, whatever a critic says, and a natural step would follow rounding."""
-    rounding = 1e-12 * np.abs(returns).max()
+    rounding = max(1e-12, 1e-16 * len(lengths)) * np.abs(returns).max()
     contrast = signal - signal.mean()
     if len(lengths) > 1:
-        times = np.concatenate([*map(np.arange, lengths)])
-        alone = times >= np.sort(lengths)[-2]  # no other episode is as long
+        alone = times(lengths) >= np.sort(lengths)[-2]  # no other episode is as long
         contrast = np.where(alone, contrast, less_the_others(returns, lengths))
     if np.abs(contrast).max() <= rounding:
         return np.zeros_like(advantages)
@@ -818,12 +816,12 @@ def result_of(job, name):
         print(f"waiting for {name}, {waited} min", file=sys.stderr)
     return job.result()
 
-def collect(executor, config, actor, first, size, before=0, attempt=1):
+def collect(executor, config, actor, first, size, usual=1000, attempt=1):
     """Episodes first, first + 1, ... in this order, to the one that reaches `size` steps; and the
-    executor, another one if a worker has died: then all start anew. before: steps of those before
-    the first; what is planned follows it, and no result."""
+    executor, another one if a worker has died: then all start anew. usual: steps of an episode of
+    the batch before; what is planned follows it, and no result."""
     run = functools.partial(run_episode, config.task, config.seed, actor=actor, costs=config.costs)
-    usual = max(1000, before / max(first, 1))  # steps of an episode, rather too many than too few
+    usual = max(1000, usual)  # rather too many than too few
     episodes, jobs, planned, steps, length = [], [], first, 0, usual
     least = 2 if config.advantage == "time" else 1  # "time" compares episodes
     try:
@@ -848,7 +846,7 @@ def collect(executor, config, actor, first, size, before=0, attempt=1):
             next_one = episode_name(first + len(episodes))
             text = f"workers died four times, at {next_one} or soon after"
             raise Failure(f"{text}: {' '.join(re.findall('{.*}', str(error)))}") from None
-        return collect(make_executor(config), config, actor, first, size, before, attempt + 1)
+        return collect(make_executor(config), config, actor, first, size, usual, attempt + 1)
     for job in jobs:
         job.cancel()
     ends = np.cumsum([len(episode.costs) for episode in episodes])
@@ -906,7 +904,7 @@ def initial_state(config):
         for name in budget_names(config) if kind == "cost" else [kind]:
             state[f"{name}_critic"] = initial_parameters((*sizes[:-1], outputs), [], rng, last=0.0)
     state["moments"] = np.zeros((3, size))  # of observations: count, mean, squared deviations
-    state |= {"epoch": 0, "steps": 0, "next_episode": 0, "regret": 0.0, **MEMORY}
+    state |= {"epoch": 0, "steps": 0, "next_episode": 0, "usual": 1000, "regret": 0.0, **MEMORY}
     return state | {"progress": b""}  # progress.csv, in here so that it is of the same epoch
 
 def make_actor(state):
@@ -929,7 +927,8 @@ def with_moments(state, raw):
 def warm_up(executor, config, state):
     """The first mean and std: of a batch in which nothing is learned, whose steps do not count."""
     executor, episodes = collect(executor, config, make_actor(state), WARM_UP, config.batch_steps)
-    return executor, with_moments(state, np.concatenate([each.observations for each in episodes]))
+    raw = np.concatenate([each.observations for each in episodes])
+    return executor, with_moments(state, raw) | {"usual": len(raw) / len(episodes)}
 
 def advance(state, batch, theta, critics, regret):
     """The state after an epoch. First layers absorb the new scaling of the observations: policy and
@@ -938,6 +937,7 @@ def advance(state, batch, theta, critics, regret):
     before, state = make_actor(state), with_moments(state, batch.raw) | critics
     state |= {"theta": theta, "regret": regret, "epoch": state["epoch"] + 1,
               "steps": state["steps"] + len(batch.cost),
+              "usual": len(batch.cost) / len(batch.lengths),
               "next_episode": state["next_episode"] + len(batch.lengths)}
     after = make_actor(state)
     std = np.where(before.std > LEAST_STD, before.std, after.std)
@@ -1035,7 +1035,8 @@ def load_run(run):
                 state = dict(arrays)
             if state.pop("checksum") != checksum(state):
                 raise ValueError("its checksum does not fit")
-            return config, {name: a if a.ndim else a.item() for name, a in state.items()}
+            found = {name: a if a.ndim else a.item() for name, a in state.items()}
+            return config, {"usual": 1000} | found  # of before it was kept
         except Exception as error:  # damage has many faces
             print(f"{path} cannot be used: {error}", file=sys.stderr)
     raise Failure(f"{run} holds no run that can be resumed; start anew under another --experiment.")

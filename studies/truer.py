@@ -105,12 +105,12 @@ def until_kept(level: float = 0.25, most: int = 4) -> dict:
         whole = gradient(costs / len(costs))
         return sbtrpo.share_kept(config, *given, gradient, batch.lengths, costs, whole)
 
-    def collect(executor, config, actor, first, size, shipped=sbtrpo.collect):
-        executor, episodes = shipped(executor, config, actor, first, size)
+    def collect(executor, config, actor, first, size, usual=1000, shipped=sbtrpo.collect):
+        executor, episodes = shipped(executor, config, actor, first, size, usual)
         batches = 1
         # NaN, where no episode has cost, is no reason to go on
         while first < 2**41 and batches < most and share_of(config, actor, episodes) < level:
-            executor, more = shipped(executor, config, actor, first + len(episodes), size)
+            executor, more = shipped(executor, config, actor, first + len(episodes), size, usual)
             episodes, batches = episodes + more, batches + 1
         return executor, episodes
 

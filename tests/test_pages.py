@@ -47,7 +47,7 @@ HOW = {
     "uv run studies/noise.py": (SLOW, "--episodes 64 --only two_state"),
     "uv run studies/promise.py": (SLOW, "--only sbtrpo-SafetyCarCircle2-v0-0 --episodes 44 --real 2 1"),
     "uv run studies/truer.py": (SLOW, "--task SafetyCarCircle2-v0 --seed 0 --only default shrunk "
-                                      "--total-steps 20000 --output truer.json"),
+                                      "'until kept' --total-steps 20000 --output truer.json"),
     "uv run studies/krylov.py": (SLOW, "--steps 2000"),
     "uv run studies/critics.py": (SLOW, "--batches 1 --size 2000"),
     "uv run studies/scaling.py": (SLOW, TINY),

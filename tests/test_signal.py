@@ -158,6 +158,15 @@ def test_a_cost_that_only_the_longest_episode_meets_is_a_signal():
     assert not kept([*others, np.zeros(3000)]).any()
 
 
+def test_many_episodes_with_equal_returns_have_no_signal():
+    """The sum of 100,000 equal returns is rounded 100,000 times. Control: one return is larger by 1e-9."""
+    returns, lengths = np.full(100_000, 0.1), np.ones(100_000, int)
+    for larger, signal in ((0.0, False), (1e-9, True)):
+        returns[7] += larger
+        left = sbtrpo.with_signal(sbtrpo.less_the_others(returns, lengths), returns, returns, lengths)
+        assert left.any() == signal
+
+
 def test_no_number_becomes_no_signal():
     """An advantage that is NaN stays NaN, so that the step says so."""
     signal, lengths = np.array([1.0, 0.0, 0.0, 2.0]), np.array([2, 2])
