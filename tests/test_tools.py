@@ -865,10 +865,6 @@ def test_a_mistake_with_a_report_is_one_sentence(options, said, tmp_path, monkey
     assert said in sentence and end.value.code not in (0, None) and not (tmp_path / "out").exists()
 
 
-def last(table: list[dict], end: int) -> int:
-    return max(steps for row in table if (steps := int(row["Train/TotalSteps"])) <= end)
-
-
 def test_results_in_this_repository_can_be_reported(tmp_path, capsys):
     """The three seeds of C-TRPO's defaults on Hopper: the table agrees with the files."""
     hopper = ROOT / "results" / "ctrpo-SafetyHopperVelocity-v1-defaults-5M"
@@ -878,10 +874,27 @@ def test_results_in_this_repository_can_be_reported(tmp_path, capsys):
     files = sorted(hopper.rglob("progress.csv"))
     assert row.split("|")[2].strip() == str(len(files)) == "3"
     tables = [list(csv.DictReader(file.read_text().splitlines())) for file in files]
-    end = min(int(table[-1]["Train/TotalSteps"]) for table in tables)
-    means = [np.mean([float(row["Metrics/EpRet"]) for row in table if 0.9 * last(table, end) <
-                      int(row["Train/TotalSteps"]) <= end]) for table in tables]
+    steps = [np.array([int(row["Train/TotalSteps"]) for row in table]) for table in tables]
+    means = []
+    for table, ends in zip(tables, steps):
+        last = np.flatnonzero(ends >= min(each[-1] for each in steps))[0]  # epoch to reach the common end
+        means.append(np.mean([float(table[epoch]["Metrics/EpRet"]) for epoch in range(last + 1)
+                              if ends[epoch] > 0.9 * ends[last]]))
     assert row.split("|")[4].strip().startswith(f"{np.mean(means):,.0f} [")
+
+
+def test_the_last_epoch_of_a_run_counts_though_another_ends_a_few_steps_before(tmp_path, capsys):
+    """Eight epochs, the last of one seed three steps longer: both means are those of the last epoch. Control:
+    with two epochs more it counts as far as the other has come."""
+    for name, epochs in (("longer", 8), ("far", 10)):
+        for seed in range(2):
+            columns, config = made_up(seed, epochs=epochs if seed else 8)
+            columns["Train/TotalSteps"] += 3 * seed
+            columns["Metrics/EpRet"][7] = 10 * (1 + seed)
+            columns["Metrics/EpRet"][8:] = 1000
+            write_run(tmp_path / f"{name}/here/A-v0/sbtrpo/seed-{seed}", columns, config)
+        report.main([str(tmp_path / "out"), str(tmp_path / name)])
+        assert row_of("sbtrpo", capsys.readouterr().out).split("|")[4].strip().startswith("15 [")
 
 
 def test_budgets_in_the_pages_are_those_in_results():

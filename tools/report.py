@@ -260,18 +260,27 @@ def with_regret(groups: dict[str, list[Run]], limit: float | None, task: str) ->
         for run in runs] for label, runs in groups.items()}
 
 
+def kept(run: Run, epochs: np.ndarray) -> Run:
+    return run._replace(steps=run.steps[epochs], columns={n: c[epochs] for n, c in run.columns.items()})
+
+
+def equally_long(runs: list[Run]) -> list[Run]:
+    """Runs as far as all have come: to the epoch in which the shortest one ends."""
+    end = min(run.steps[-1] for run in runs)
+    return [kept(run, np.append(0, run.steps[:-1]) < end) for run in runs]
+
+
 def cut(groups: dict[str, list[Run]], steps: int | None) -> dict[str, list[Run]]:
     """Every label as far as all of its seeds have come, and no farther than `steps`. A run whose first epoch
     ends later is left out, and named."""
-    result = {}
+    most, result = steps or math.inf, {}
     for label, runs in groups.items():
-        end = min([run.steps[-1] for run in runs] + ([steps] if steps else []))
-        kept = [(run, run.steps <= end) for run in runs]
-        if late := [run.folder for run, k in kept if not k.any()]:
-            note_left_out({f"its first epoch ends after the {end:,} steps to be compared": late})
-        result[label] = [run._replace(steps=run.steps[k], columns={n: c[k] for n, c in run.columns.items()})
-                         for run, k in kept if k.any()]
-    return {label: runs for label, runs in result.items() if runs}
+        if late := [run.folder for run in runs if run.steps[0] > most]:
+            note_left_out({f"its first epoch ends after the {steps:,} steps to be compared": late})
+        early = [kept(run, run.steps <= most) for run in runs if run.steps[0] <= most]
+        if early:
+            result[label] = equally_long(early)
+    return result
 
 
 def note_not_finite(groups: dict[str, list[Run]]) -> None:
