@@ -44,7 +44,7 @@ from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one BLAS thread: the same bits in every process
 try:
-    import gymnasium
+    import gymnasium, loky
     import numpy as np
     from tqdm import tqdm
 except ModuleNotFoundError as error:
@@ -371,7 +371,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
                         help="the folder of a run, or the checkpoint.npz in it")
     parser.add_argument("--episodes", type=int, default=100, help="for each policy of each run (default 100)")
     parser.add_argument("--seed", type=int, default=0, help="of the evaluation (default 0)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1,
+    parser.add_argument("--workers", type=int, default=loky.cpu_count(),
                         help="processes; changes no result")
     parser.add_argument("--video", type=Path, metavar="out.gif", help="film one episode of the one RUN")
     parser.add_argument("--action-noise", type=float, nargs="+", default=[0.0], metavar="p",

@@ -48,6 +48,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 try:
+    import loky
     from distributed import Client, LocalCluster, Reschedule, as_completed, get_worker
     from tqdm import tqdm
 except ModuleNotFoundError as error:
@@ -204,7 +205,7 @@ def arguments(argv: list[str] | None) -> tuple[list[Run], argparse.Namespace]:
         raise Mistake("--workers and --parallel must be at least 1.")
     if options.scheduler and not re.fullmatch(r"(tcp|tls|wss?)://.+:\d+", options.scheduler):
         raise Mistake(f"--scheduler is {options.scheduler!r} but needs to be tcp://host:port.")
-    options.parallel = options.parallel or max(1, (os.cpu_count() or 1) // options.workers)
+    options.parallel = options.parallel or max(1, loky.cpu_count() // options.workers)
     grids = read_grids(options.grid) if options.grid else [{}]
     runs = [run for grid in grids for run in expand({**grid, **given})]
     folders = [run.folder for run in runs]
