@@ -1201,6 +1201,31 @@ def test_a_step_that_has_room_moves_where_the_exclusion_binds(monkeypatch):
     check("  categorical policies that stay, with room", staying["room", True], at_most=20)
 
 
+def test_a_demand_near_the_most_is_asked_for_as_the_most():
+    """.5 of the most that a step can do is asked for as .52 of it, .985 as the most, which is feasible; 1.5,
+    out of reach, as the most, too, and is not. The reward leads towards the unsafe policy."""
+    for seed, policy in enumerate(POLICIES):
+        theta, observations = network(policy, 300, seed)
+        rng = np.random.default_rng(95 + seed)
+        old, actions = acted(policy, theta, observations, rng)
+        unsafe = strpo.distributions(policy, theta + 0.3 * rng.normal(size=theta.size), observations)
+        towards, away = (strpo.log_probabilities(policy, each, actions) for each in (unsafe, old))
+
+        def value(new, policy=policy, unsafe=unsafe, observations=observations):
+            return strpo.mean_kl(policy, unsafe, strpo.distributions(policy, new, observations))
+
+        def promise(demand, data=(policy, theta, observations, actions, towards - away), value=value):
+            _, info = strpo.update_policy(strpo.Config(delta_2=demand), *data, value)
+            return info["exclusion_change"], info["feasible"]
+
+        most, feasible = promise(1e9)
+        assert not feasible
+        for demand, asked in ((0.5, 0.52), (0.985, 1.0), (1.5, 1.0)):
+            change, feasible = promise(demand * most)
+            check("sTRPO update: promised - asked for [the most]", abs(change / most - asked), at_most=1e-12)
+            assert feasible == (demand < 1)
+
+
 @pytest.mark.parametrize("lambda_2", [0.0, 0.01])
 def test_an_increment_of_zero_does_not_stop_a_step_that_promises_a_fall(lambda_2):
     """`--delta-2 0 --dual fixed`: the step moves, and KL(unsafe || pi) falls by no more than it promises."""
