@@ -729,31 +729,29 @@ class Actor(NamedTuple):
 def run_episode(task, seed, index, actor, costs=()):
     """Episode `index` of the run: the same bits in any process, and after any other episodes."""
     rng, steps = stream(seed, EPISODE, index), []
-    TURN.acquire()
-    try:
-        env, act = env_of_thread(task, threading.get_ident()), actor.acting(rng)
-        start = int(rng.integers(2**32))
-        seed_all(start)
-        observations = [to_vector(env.observation_space, env.reset(seed=start)[0])]
-        seen, known = observations[0].size, actor.mean.size
-        if seen != known:
-            raise ValueError(f"an observation has {seen} numbers, and the policy takes {known}")
-        terminated = truncated = False
-        while not (terminated or truncated):
-            action = act(observations[-1])
-            observation, reward, cost, terminated, truncated = env_step(env, action, costs)
-            steps.append((action, reward, cost))
-            observations.append(observation)
-            if len(steps) % 100_000 == 0:
-                text = f"{episode_name(index)} has {len(steps):,} steps and goes on"
-                print(text, file=sys.stderr)
-        return Episode(np.array(observations), *map(np.array, zip(*steps)), bool(terminated))
-    except (Exception, SystemExit) as error:
-        kind = Diverged if isinstance(error, Diverged) else Failure
-        where = f"{task}, seed {seed}, {episode_name(index)}, step {len(steps)}"
-        raise kind(f"{where}: {type(error).__name__}: {error}") from error
-    finally:
-        TURN.release()
+    with TURN:
+        try:
+            env, act = env_of_thread(task, threading.get_ident()), actor.acting(rng)
+            start = int(rng.integers(2**32))
+            seed_all(start)
+            observations = [to_vector(env.observation_space, env.reset(seed=start)[0])]
+            seen, known = observations[0].size, actor.mean.size
+            if seen != known:
+                raise ValueError(f"an observation has {seen} numbers, and the policy takes {known}")
+            terminated = truncated = False
+            while not (terminated or truncated):
+                action = act(observations[-1])
+                observation, reward, cost, terminated, truncated = env_step(env, action, costs)
+                steps.append((action, reward, cost))
+                observations.append(observation)
+                if len(steps) % 100_000 == 0:
+                    text = f"{episode_name(index)} has {len(steps):,} steps and goes on"
+                    print(text, file=sys.stderr)
+            return Episode(np.array(observations), *map(np.array, zip(*steps)), bool(terminated))
+        except (Exception, SystemExit) as error:
+            kind = Diverged if isinstance(error, Diverged) else Failure
+            where = f"{task}, seed {seed}, {episode_name(index)}, step {len(steps)}"
+            raise kind(f"{where}: {type(error).__name__}: {error}") from error
 
 # ------------------------------------------------------------------------- 8. workers
 def guard_worker(parent):
