@@ -476,6 +476,7 @@ def with_signal(advantages, signal, returns, lengths):
 def fit_critic(critic, sizes, inputs, targets, orders, slope=np.subtract):
     """Passes of Adam over minibatches of 256, in each of orders, permutations of the rows.
     slope(outputs, targets) is the loss's; by default least squares'."""
+    threadpoolctl.threadpool_limits(1, "blas")  # as make_executor does: the same bits
     critic, targets = critic.astype(np.float32), targets.astype(np.float32)[:, None]
     gradient, mean, square = np.zeros((3, len(critic)), np.float32)
     layers, gradients = unflatten(critic, sizes)[0], unflatten(gradient, sizes)[0]  # views
@@ -844,17 +845,13 @@ def collect(executor, config, actor, first, size, usual=1000, attempt=1):
     ends = np.cumsum([len(episode.costs) for episode in episodes])
     return executor, episodes[: max(least, np.searchsorted(ends, size) + 1)]
 
-def on_one_thread(function):
-    threadpoolctl.threadpool_limits(1, "blas")  # as make_executor does: the same bits
-    return function()
-
 def in_workers(executor, functions):
     """Has workers call {name: function} while this process goes on; returns a function that waits
     for {name: what was returned}. What a worker or scheduler fails to return is computed here:
     collect, which needs them as well, will say what is wrong with them."""
     jobs = {}
     with contextlib.suppress(Exception):
-        jobs = {name: executor.submit(on_one_thread, functions[name]) for name in functions}
+        jobs = {name: executor.submit(functions[name]) for name in functions}
 
     def result(name):
         try:

@@ -678,14 +678,16 @@ def test_bits_do_not_depend_on_the_threads_of_blas(tmp_path):
 
 
 def test_workers_fit_critics_on_one_thread_of_blas():
-    """A worker that has not run an episode yet, OPENBLAS_NUM_THREADS of 2. Control: without in_workers."""
+    """A worker that has not run an episode yet, OPENBLAS_NUM_THREADS of 2. Control: before it fits one."""
     def threads():
         return [each["num_threads"] for each in sbtrpo.threadpoolctl.threadpool_info()]
 
     executor = sbtrpo.loky.ProcessPoolExecutor(1, env={"OPENBLAS_NUM_THREADS": "2"})
     try:
         assert set(executor.submit(threads).result()) == {2}
-        assert set(sbtrpo.in_workers(executor, {"threads": threads})()["threads"]) == {1}
+        fit = functools.partial(sbtrpo.fit_critic, np.zeros(4), (3, 1), np.zeros((1, 3)), np.zeros(1), [[0]])
+        assert not sbtrpo.in_workers(executor, {"critic": fit})()["critic"].any()
+        assert set(executor.submit(threads).result()) == {1}
     finally:
         executor.shutdown()
 
