@@ -579,7 +579,7 @@ class CostInInfo(gymnasium.Wrapper):
         return self.env.spec
 
 def make_env(task, **rendering):
-    """An environment with actions that to_action knows; a module of yours may register it."""
+    """An environment, reset, whose actions to_action knows; a module of yours may register it."""
     try:
         # first, so that a module that imports it finds it mended
         package = safety_gymnasium() if importlib.util.find_spec("safety_gymnasium") else None
@@ -883,7 +883,6 @@ def initial_state(config):
     env, rng = make_env(config.task), stream(config.seed, WEIGHTS)
     if config.costs:  # a name that the environment lacks ends a run before it has a folder
         try:
-            env.reset(seed=config.seed)
             step_cost(env.step(env.action_space.sample())[-1], config.costs)
         except (Exception, SystemExit) as error:  # of the environment, too
             raise Failure(f"{config.task}: {type(error).__name__}: {error}") from None
