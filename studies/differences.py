@@ -55,6 +55,8 @@ PAIRS = {  # title: first, second, metrics
         (f"ctrpo-{ANT}-paper", f"ctrpo-{ANT}-delta-0.03", METRICS[:2]),
     f"With exclusion against without: sTRPO on {HOPPER}":
         (f"strpo-{HOPPER}-exact-1.5M", f"strpo-{HOPPER}-exclusion-none-1.5M", METRICS[:2]),
+    f"With exclusion against without: sTRPO on {CIRCLE}":
+        (f"strpo-{CIRCLE}-exact-1.5M", f"strpo-{CIRCLE}-exclusion-none-1.5M", METRICS[:2]),
     f"With exclusion against without: sTRPO on {HOPPER}, older scripts":
         (f"strpo-{HOPPER}-exact", f"strpo-{HOPPER}-exclusion-none", METRICS[:2]),
     f"With exclusion against without, a budget of 0, 1M steps: sTRPO on {HOPPER}":
