@@ -642,7 +642,7 @@ def to_action(space, output):
     low, high = space.low.ravel().astype(np.longdouble), space.high.ravel().astype(np.longdouble)
     two = (space.bounded_below & space.bounded_above).ravel()
     numbers[two] = (1 - numbers[two]) / 2 * low[two] + (1 + numbers[two]) / 2 * high[two]
-    numbers = np.clip(numbers, low, high)
+    numbers = np.minimum(np.maximum(numbers, low), high)
     if np.issubdtype(space.dtype, np.integer):
         numbers = np.rint(numbers)
     return numbers.astype(space.dtype).reshape(space.shape)
@@ -665,40 +665,41 @@ def to_vector(space, observation):
         raise ArithmeticError(f"not finite, or above 1e100: {observation=}")
     return vector
 
-def number(name, value):
-    """The only number of an array, or the number that it is; `name` is for the error."""
+def number(name, value, least=-math.inf):
+    """The only number of an array, or the number that it is: finite, and at least `least`."""
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "biuf":
         raise ValueError(f"the {name} is {value!r}, but must be one number")
-    return array.item()
+    found = array.item()
+    if not math.isfinite(found):
+        raise ArithmeticError(f"the {name} is {found}, not finite")
+    if found < least:
+        raise ValueError(f"the {name} is {found}, less than {least}")
+    return found
 
 def step_cost(info, names):
-    """A number, info["cost"]; with --costs an array, of info["cost_NAME"], or of a dict's keys."""
+    """A number, info["cost"]; with --costs an array, of info["cost_NAME"], or of a dict's keys. One
+    below 0 would hide another: an episode is safe if its costs sum to 0."""
     given = info.get("cost")
     if isinstance(given, dict):
         named = given
     elif names or given is None:
         named = {key[5:]: info[key] for key in map(str, info) if key.startswith("cost_")}
     else:
-        return number("cost", given)
+        return number("cost", given, least=0)
     known = ", ".join(map(str, named)) or "none"
     if not names:
         raise ValueError("this step has no single cost: a number, 0 for none, in info['cost'] or "
                          f"as the third of six values; for --costs: {known}")
     if not set(names) <= set(named):
         raise ValueError(f"this step has not all of {', '.join(names)}; for --costs: {known}")
-    return np.array([number(f"cost {name}", named[name]) for name in names], float)
+    return np.array([number(f"cost {name}", named[name], least=0) for name in names], float)
 
 def env_step(env, output, costs=()):
     """(observation, reward, cost, terminated, truncated) after the action that is meant."""
     observation, reward, terminated, truncated, info = env.step(to_action(env.action_space, output))
     observation = to_vector(env.observation_space, observation)
-    reward, cost = number("reward", reward), step_cost(info, costs)
-    if not (math.isfinite(reward) and np.isfinite(cost).all()):
-        raise ArithmeticError(f"not finite: {reward=} or {cost=}")
-    if np.min(cost) < 0:  # would hide another: an episode is safe if its costs sum to 0
-        raise ValueError(f"{cost=} is negative")
-    return observation, reward, cost, terminated, truncated
+    return observation, number("reward", reward), step_cost(info, costs), terminated, truncated
 
 class Episode(NamedTuple):
     observations: np.ndarray  # (T + 1, size), as the environment gave them
@@ -720,13 +721,14 @@ class Actor(NamedTuple):
     def acting(self, rng):
         """observation -> a sampled action; if rng is None, the mean or the most likely one."""
         layers, log_std = unflatten(self.theta, self.policy.sizes)
+        std = np.exp(log_std)
 
         def act(observation):
             output = network(layers, self.normalise(observation))
             if rng is not None and self.policy.discrete:  # with Gumbel noise, the largest
                 output = output + rng.gumbel(size=len(output))
             elif rng is not None:
-                output = output + np.exp(log_std) * rng.standard_normal(len(output))
+                output = output + std * rng.standard_normal(len(output))
             if not np.isfinite(output).all():
                 raise Diverged(f"policy not finite: {output}; start anew, with smaller steps")
             return np.argmax(output) if self.policy.discrete else output

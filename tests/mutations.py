@@ -39,8 +39,8 @@ TWO = SCRIPTS[:2]  # whose updates are handed advantages of reward and of cost
 ROUGH = "test_updates.py::test_the_other_two_steps_survive_rough_solves"
 
 EPISODES = [
-    *shared("Gaussian actions are drawn with std squared", "output + np.exp(log_std) * rng",
-        "output + np.exp(2 * log_std) * rng", "actions_are_drawn"),
+    *shared("Gaussian actions are drawn with std squared", "output + std * rng",
+        "output + std**2 * rng", "actions_are_drawn"),
     *shared("the actor sees raw observations", "network(layers, self.normalise(observation))",
         "network(layers, observation)", "actions_are_drawn or indices_are_drawn"),
     *shared("the most likely index is taken", "output = output + rng.gumbel(size=len(output))",
@@ -53,7 +53,7 @@ EPISODES = [
         "numbers[two] * high[two]", "reach_the_bounds"),
     *shared("actions are not mapped to the bounds", "(space.bounded_below & space.bounded_above)",
         "np.zeros_like(space.bounded_below)", "reach_the_bounds"),
-    *shared("actions are not clipped", "numbers = np.clip(numbers, low, high)", "pass",
+    *shared("actions are not clipped", "numbers = np.minimum(np.maximum(numbers, low), high)", "pass",
         "reach_the_bounds"),
     *shared("observations are not copied", "vector = np.array(observation, float).ravel()",
         "vector = np.asarray(observation, float).ravel()",
@@ -81,7 +81,9 @@ EPISODES = [
         "tests/test_faults.py::test_a_policy_that_is_not_finite_does_not_act"),
     *shared("whole numbers are cut, not rounded", "numbers = np.rint(numbers)", "pass",
         "tests/test_faults.py::test_whole_actions_are_the_nearest_ones"),
-    *shared("negative costs are taken", "if np.min(cost) < 0:", "if False:",
+    *shared("a reward that is not finite is taken", "if not math.isfinite(found):", "if False:",
+        "tests/test_runs.py::test_what_breaks_in_an_episode_is_named"),
+    *shared("negative costs are taken", "if found < least:", "if False:",
         "tests/test_faults.py::test_costs_and_rewards_are_single_numbers_and_costs_not_negative"),
     *shared("lost arrays of a checkpoint are not missed", "crc = zlib.crc32(name.encode() + ",
         "crc = zlib.crc32(", "tests/test_faults.py::test_damaged_checkpoints_are_never_accepted"),

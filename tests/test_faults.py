@@ -145,7 +145,7 @@ def test_other_action_spaces_are_refused_in_a_sentence(monkeypatch):
 def test_costs_and_rewards_are_single_numbers_and_costs_not_negative():
     """Negative costs would cancel to "safe"."""
     said = sentence(episode, "Negative", 3)
-    assert "episode 3, step 6" in said and "cost=-1.0 is negative" in said
+    assert "episode 3, step 6" in said and "the cost is -1.0, less than 0" in said
     assert episode("OneNumber").rewards.shape == (50,)
     assert "the cost is array([0., 0.]), but must be one number" in sentence(episode, "TwoCosts")
     assert "no single cost: a number, 0 for none, in info['cost']" in sentence(episode, "NoCost")

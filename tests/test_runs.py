@@ -355,7 +355,8 @@ def test_what_breaks_in_an_episode_is_named(fault, tmp_path, monkeypatch):
     state = sbtrpo.initial_state(config := sbtrpo.Config(task=f"broken_{fault}:Broken-v0", hidden=(4,)))
     state["theta"] = state["theta"] * (math.nan if fault == "action" else 1)
     where = "episode 0, step 0" if fault == "action" else "episode 14, step 4"
-    what = {"exception": "the simulator broke", "action": "policy not finite"}.get(fault, f"{fault}=")
+    what = {"exception": "the simulator broke", "action": "policy not finite",
+            "observation": "observation="}.get(fault, f"the {fault} is inf, not finite")
     with pytest.raises(sbtrpo.Failure, match=f"{where}: .*{what}"):
         for index in range(20):
             sbtrpo.run_episode(config.task, 0, index, sbtrpo.make_actor(state))

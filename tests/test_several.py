@@ -76,7 +76,7 @@ class Signals:
 def test_each_of_several_costs_is_finite_and_not_negative(second):
     """Though the sum might be. Control: 1 is fine."""
     assert ctrpo.env_step(Signals(1.0), np.zeros(1), ("a", "b"))[2].tolist() == [1.0, 1.0]
-    with pytest.raises((ValueError, ArithmeticError), match=r"negative|not finite"):
+    with pytest.raises((ValueError, ArithmeticError), match="less than 0|not finite"):
         ctrpo.env_step(Signals(second), np.zeros(1), ("a", "b"))
 
 
