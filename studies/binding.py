@@ -27,7 +27,7 @@ from pages import fill
 from report import progress_of
 from table import ANT, CIRCLE, GOAL, HOPPER, joined
 
-FOLDERS = "strpo-{}-exact*", "*strpo-{}-limit-0-1M"  # with a budget of 25, and of 0
+FOLDERS = "strpo-{}-exact*", "*strpo-{}-limit-0-1M*"  # with a budget of 25, and of 0
 HEAD = ["run", "epochs", "it binds in", "after 1.5M steps", "at [nats]",
         "of these it stays in", "gain kept there: mean", "least", "rise elsewhere [nats a step]: mean"]
 

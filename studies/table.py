@@ -79,7 +79,9 @@ ROWS = [
     ("sTRPO", HOPPER, "--initial-std 1 --exclusion none", "exclusion-none-1.5M"),
     ("sTRPO", HOPPER, "--initial-std 1, older scripts", "exact"),
     ("sTRPO", HOPPER, "--initial-std 1 --exclusion none, older scripts", "exclusion-none"),
+    ("sTRPO", GOAL, "--initial-std 1 --cost-limit 0, older scripts", "limit-0-1M-older"),
     ("sTRPO", ANT, "--initial-std 0.5", "exact"),
+    ("sTRPO", ANT, "--initial-std 1 --cost-limit 0, older scripts", "limit-0-1M-older"),
 ]
 SWEPT = {  # by studies/table_*.toml, as far as they have run: {end of the folder: options}
     "SB-TRPO": {"paper": "--preset paper", "paper-time": "--preset paper --advantage time",
@@ -100,7 +102,8 @@ SETTINGS = {  # what was tried on development tasks, beside what; {end of the fo
         "paper-delta-0.01-1M": "--delta 0.01", "paper-batch-10000-1M": "--batch-steps 10000",
         "paper-beta-0.9-1M": "--beta 0.9"}),
     "sTRPO": ("--cost-limit 0 --initial-std 1", [CIRCLE, HOPPER], {
-        "limit-0-1M": "", "limit-0-exclusion-none-1M": "--exclusion none",
+        "limit-0-1M": "", "limit-0-1M-older": "nothing else, older scripts",
+        "limit-0-exclusion-none-1M": "--exclusion none",
         "limit-0-delta-0.02-1M": "--delta-1 0.02", "limit-0-pid-slow-1M": "--pid 0.01 0.001 0",
         "limit-0-pid-fast-1M": "--pid 0.2 0.02 0.05", "limit-0-batch-20000-1M":
         "--batch-steps 20000 --delta-1 0.02 --cg-iterations 15 --damping 0.1",
