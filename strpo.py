@@ -172,7 +172,7 @@ def improve(config, run, state, unsafe=None):
         while state["steps"] < config.total_steps:
             started, actor = time.perf_counter(), make_actor(state)
             executor, episodes = collect(
-                executor, config, actor, state["next_episode"], config.batch_steps, state["usual"])
+                executor, config, actor, state["next_episode"], config.batch_steps, state["EpLen"])
             collected, metrics = time.perf_counter(), episode_metrics(episodes, config.costs)
 
             # n steps: observations (n, size), actions (n, d) or (n,), advantages (n,)
@@ -440,7 +440,7 @@ def make_batch(episodes, actor):
     return Batch(raw, inputs, lasts, observations, actions, reward, cost, lengths, terminated)
 
 def discounted_sums(values, lengths, discount):
-    """y[t] = values[t] + discount y[t + 1], within each episode."""
+    """y[t] = values[t] + discount y[t + 1], within each episode: backwards, in all at once."""
     sums, order = np.array(values, float), np.argsort(-lengths)  # the longest first
     lasts = np.cumsum(lengths)[order] - 1
     longer = np.searchsorted(-lengths[order], -np.arange(lengths.max()))  # than 0, 1, ... steps
@@ -471,7 +471,7 @@ def with_signal(advantages, signal, returns, lengths):
     """Advantages, but 0 where they are below the rounding of the returns; and everywhere, if at
     equal time all episodes have equal returns (one alone: a constant signal): no action has made a
     difference, whatever a critic says, and a natural step would follow rounding."""
-    rounding = max(1e-12, 1e-16 * len(lengths)) * np.abs(returns).max()
+    rounding = max(1e-12, 1e-16 * len(lengths)) * np.abs(returns).max()  # of sums over episodes
     contrast = signal - signal.mean()
     if len(lengths) > 1:
         alone = times(lengths) >= np.sort(lengths)[-2]  # no other episode is as long
@@ -901,7 +901,7 @@ def initial_state(config):
         for name in budget_names(config) if kind == "cost" else [kind]:
             state[f"{name}_critic"] = initial_parameters((*sizes[:-1], outputs), [], rng, last=0.0)
     state["moments"] = np.zeros((3, size))  # of observations: count, mean, squared deviations
-    state |= {"epoch": 0, "steps": 0, "next_episode": 0, "usual": 1000, "regret": 0.0, **MEMORY}
+    state |= {"epoch": 0, "steps": 0, "next_episode": 0, "EpLen": 1000, "regret": 0.0, **MEMORY}
     return state | {"progress": b""}  # progress.csv, in here so that it is of the same epoch
 
 def make_actor(state):
@@ -925,7 +925,7 @@ def warm_up(executor, config, state):
     """The first mean and std: of a batch in which nothing is learned, whose steps do not count."""
     executor, episodes = collect(executor, config, make_actor(state), WARM_UP, config.batch_steps)
     raw = np.concatenate([each.observations for each in episodes])
-    return executor, with_moments(state, raw) | {"usual": len(raw) / len(episodes)}
+    return executor, with_moments(state, raw) | {"EpLen": len(raw) / len(episodes) - 1}
 
 def advance(state, batch, theta, critics, regret):
     """The state after an epoch. First layers absorb the new scaling of the observations: policy and
@@ -934,7 +934,7 @@ def advance(state, batch, theta, critics, regret):
     before, state = make_actor(state), with_moments(state, batch.raw) | critics
     state |= {"theta": theta, "regret": regret, "epoch": state["epoch"] + 1,
               "steps": state["steps"] + len(batch.cost),
-              "usual": len(batch.cost) / len(batch.lengths),
+              "EpLen": len(batch.cost) / len(batch.lengths),
               "next_episode": state["next_episode"] + len(batch.lengths)}
     after = make_actor(state)
     std = np.where(before.std > LEAST_STD, before.std, after.std)
@@ -1033,7 +1033,7 @@ def load_run(run):
             if state.pop("checksum") != checksum(state):
                 raise ValueError("its checksum does not fit")
             found = {name: a if a.ndim else a.item() for name, a in state.items()}
-            return config, {"usual": 1000} | found  # of before it was kept
+            return config, {"EpLen": 1000} | found  # older ones have none
         except Exception as error:  # damage has many faces
             print(f"{path} cannot be used: {error}", file=sys.stderr)
     raise Failure(f"{run} holds no run that can be resumed; start anew under another --experiment.")

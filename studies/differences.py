@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 sys.path.insert(0, str(ROOT / "tools"))
 import numpy as np
-from report import equally_long, find, joined, number, spread
+from report import find, joined, number, spread, until
 from scipy import stats
 import table
 from table import ANT, BUTTON2, CIRCLE, CIRCLE2, HOPPER, PAPER, POINT, POINT2, PUSH2, SWIMMER
@@ -155,9 +155,8 @@ def finals(folders, metric: str, share: float = 0.1) -> list[np.ndarray]:
     """A value for each seed of folders in results/: the mean over the last share of their common steps."""
     runs = [find([str(RESULTS / folder)]) for folder in folders]
     last = min(run.steps[-1] for run in itertools.chain(*runs))
-    values = iter([run.columns[metric][run.steps > (1 - share) * last].mean()
-                   for run in equally_long([*itertools.chain(*runs)])])
-    return [np.array([*itertools.islice(values, len(each))]) for each in runs]
+    return [np.array([run.columns[metric][run.steps > (1 - share) * last].mean()
+                      for run in until(each, last)]) for each in runs]
 
 
 def published(text: str, n: int) -> list[Sample]:

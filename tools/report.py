@@ -264,22 +264,21 @@ def kept(run: Run, epochs: np.ndarray) -> Run:
     return run._replace(steps=run.steps[epochs], columns={n: c[epochs] for n, c in run.columns.items()})
 
 
-def equally_long(runs: list[Run]) -> list[Run]:
-    """Runs as far as all have come: to the epoch in which the shortest one ends."""
-    end = min(run.steps[-1] for run in runs)
+def until(runs: list[Run], end: int) -> list[Run]:
+    """Runs to the epoch that brings each to `end` steps."""
     return [kept(run, np.append(0, run.steps[:-1]) < end) for run in runs]
 
 
 def cut(groups: dict[str, list[Run]], steps: int | None) -> dict[str, list[Run]]:
-    """Every label as far as all of its seeds have come, and no farther than `steps`. A run whose first epoch
-    ends later is left out, and named."""
+    """Every label as far as all of its seeds have come, to the epoch in which the shortest one ends, and no
+    farther than `steps`. A run whose first epoch ends later is left out, and named."""
     most, result = steps or math.inf, {}
     for label, runs in groups.items():
         if late := [run.folder for run in runs if run.steps[0] > most]:
             note_left_out({f"its first epoch ends after the {steps:,} steps to be compared": late})
         early = [kept(run, run.steps <= most) for run in runs if run.steps[0] <= most]
         if early:
-            result[label] = equally_long(early)
+            result[label] = until(early, min(run.steps[-1] for run in early))
     return result
 
 
