@@ -987,7 +987,7 @@ def save(run, config, state, row=None):
     if row and (run / "config.json").exists():
         return
     about = {"algorithm": ALGORITHM, "python": sys.version}  # last: now it can be resumed
-    for package in ("numpy", "autograd", "gymnasium", "mujoco"):
+    for package in filter(importlib.util.find_spec, ("numpy", "autograd", "gymnasium", "mujoco")):
         about[package] = importlib.metadata.version(package)
     about["config"] = dataclasses.asdict(config)
     write(run / "config.json", json.dumps(about, indent=1).encode())

@@ -62,6 +62,7 @@ HOW = {
     "uv run studies/two_budgets.py": (SLOW, ""),
     "uv run studies/ledger.py": (SLOW, ""),
     "uv run studies/differences.py": (SLOW, ""),
+    "uv run --no-project --with gymnasium==1.4.0": (SLOW, TINY),
     "pip install": (SLOW, ""),
     "python sbtrpo.py": (SLOW, f"{TINY} --experiment pip"),
     "python test_updates.py": (SLOW, "-k test_mu_is"),

@@ -5,7 +5,8 @@ Runs are started as users start them, on the exact worlds, and compared bit for 
 happened; what goes wrong ends in one sentence.
 """
 
-import dataclasses, json, math, os, resource, shutil, signal, subprocess, sys, time
+import dataclasses, importlib.metadata, importlib.util, json, math, os, resource, shutil, signal, subprocess
+import sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -653,6 +654,26 @@ def test_a_project_with_a_configuration_of_its_own_may_hold_a_run(both_stages, t
     run = shutil.copytree(both_stages / run_of(script="strpo") / "unsafe", tmp_path / "project" / "seed-0")
     (tmp_path / "project" / "config.json").write_text("{}")
     assert strpo.main(["--resume", str(run)]) == 0
+
+
+def test_a_project_needs_no_simulator_that_its_environment_does_not(tmp_path, monkeypatch):
+    """A copied script beside other environments: without mujoco and safety-gymnasium. config.json has the
+    versions of what is there. Control: here it names mujoco's."""
+    find, version = importlib.util.find_spec, importlib.metadata.version
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sbtrpo, "make_executor", lambda config: ThreadPoolExecutor(1))
+    options = ["--task=tabular_cmdp:TwoState-v0", "--total-steps=500", "--batch-steps=500", "--hidden=8"]
+
+    def packages(name):
+        assert sbtrpo.main([*options, f"--experiment={name}"]) == 0
+        [about] = Path("runs", name).glob("**/config.json")
+        return set(json.loads(about.read_text())) - {"algorithm", "python", "config"}
+
+    assert packages("all") == {"numpy", "autograd", "gymnasium", "mujoco"}
+    gone = {"mujoco", "safety_gymnasium", "fast_safety_gymnasium"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else find(name))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version("none" if name in gone else name))
+    assert packages("few") == {"numpy", "autograd", "gymnasium"}
 
 
 def test_an_unfinished_first_stage_is_refused(both_stages, tmp_path, monkeypatch, capsys):
