@@ -76,7 +76,7 @@ try:
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
-    sys.exit(f"{error}: start this with `uv run`, which installs it.")
+    sys.exit(f"{error}: start this with `uv run`, or install what its first lines name.")
 
 # ----------------------------------------------------------------------------- 1. the step
 def convex_weights(rho, beta):
@@ -551,11 +551,12 @@ def safety_gymnasium():
                 setattr(cls, name, dataclasses.field(default_factory=value.copy))
         return dataclass(cls, **options)
 
-    # only a picture needs textures; to decode them took a second of each reset
-    mujoco.MjModel.from_xml_string = staticmethod(lambda xml: compile_model(textures.sub("", xml)))
     sys.modules[f"{robotics}.mujoco_multi"] = unittest.mock.MagicMock()
     with unittest.mock.patch.object(dataclasses, "dataclass", dataclass_with_arrays):
-        return importlib.import_module("safety_gymnasium")
+        package = importlib.import_module("safety_gymnasium")
+    # only a picture needs textures; to decode them took a second of each reset
+    mujoco.MjModel.from_xml_string = staticmethod(lambda xml: compile_model(textures.sub("", xml)))
+    return package
 
 class CostInInfo(gymnasium.Wrapper):
     """Below all other wrappers, which know five values: the cost, third of six, goes into info."""
@@ -573,9 +574,13 @@ class CostInInfo(gymnasium.Wrapper):
 
 def make_env(task, **rendering):
     """An environment, reset, whose actions to_action knows; a module of yours may register it."""
+    package, reason = None, "it is not installed"
+    if importlib.util.find_spec("safety_gymnasium"):
+        try:  # first, so that a module that imports it finds it mended
+            package = safety_gymnasium()
+        except Exception as error:  # beside packages that it is not for
+            reason = error
     try:
-        # first, so that a module that imports it finds it mended
-        package = safety_gymnasium() if importlib.util.find_spec("safety_gymnasium") else None
         module, _, name = task.rpartition(":")
         if module:
             importlib.import_module(module)
@@ -595,8 +600,10 @@ def make_env(task, **rendering):
         text = f"{type(error).__name__}: {error}"
         if isinstance(error, ModuleNotFoundError):
             text += f"; modules are looked for in {Path(__file__).parent} and on PYTHONPATH"
-        if isinstance(error, gymnasium.error.NameNotFound):
+        if isinstance(error, gymnasium.error.UnregisteredEnv):
             text += " One that a module of yours registers is MODULE:EnvId."
+            if not package:
+                text += f" Without safety_gymnasium: {reason}."
         raise Failure(f"--task {task} cannot be made: {text}") from None
     if not spaces.flatdim(env.observation_space):
         raise Failure(f"--task {task} has observations without any number.")
@@ -980,8 +987,9 @@ def save(run, config, state, row=None):
     if row and (run / "config.json").exists():
         return
     about = {"algorithm": ALGORITHM, "python": sys.version}  # last: now it can be resumed
-    for package in filter(importlib.util.find_spec, ("numpy", "autograd", "gymnasium", "mujoco")):
-        about[package] = importlib.metadata.version(package)
+    for package in ("numpy", "autograd", "gymnasium", "mujoco"):
+        with contextlib.suppress(ImportError):  # it may be missing
+            about[package] = importlib.metadata.version(package)
     about["config"] = dataclasses.asdict(config)
     write(run / "config.json", json.dumps(about, indent=1).encode())
 
@@ -1223,6 +1231,8 @@ def main(argv=None):
     try:
         if np.lib.NumpyVersion(np.__version__) < "1.24.0":  # numpy/numpy#24903
             raise Failure(f"numpy {np.__version__} multiplies wrongly on some CPUs: take a newer.")
+        if not importlib.util.find_spec("matplotlib"):
+            raise Failure("matplotlib, which draws a run's curves at its end, is not installed.")
         config, run, state, lock = open_run(argv)
         steps = f"from step {state['steps']:,} to {config.total_steps:,}"
         print(f"{config.task}: {steps}, in {run}", flush=True)

@@ -5,6 +5,7 @@ Runs of one process are tried in this one, on the shipped functions; whole runs 
 """
 import functools
 import gc
+import importlib.util
 import io
 import json
 import os
@@ -224,10 +225,32 @@ def test_environments_that_cannot_be_made_end_in_a_sentence(tmp_path, monkeypatc
         assert f"--task {task} cannot be made" in sentence(sbtrpo.make_env, task)
     assert f"looked for in {ROOT} and on PYTHONPATH" in sentence(sbtrpo.make_env, "no_such_module:Y-v0")
     assert "doesn't exist. One that a module of yours registers" in sentence(sbtrpo.make_env, "Zzz-v0")
+    assert "Namespace zoo not found. Have you installed the proper package for zoo? One that a module" \
+        in sentence(sbtrpo.make_env, "zoo/Hopper-v0")
     assert "observations without any number" in sentence(sbtrpo.make_env, "faulty:Empty-v0")
     assert "SystemExit: the simulator has left" in sentence(episode, "Exits")
     monkeypatch.setattr(Walk, "observation_space", spaces.Graph(spaces.Box(0, 1), None))
     assert "Graph" in sentence(sbtrpo.make_env, "environments:Walk-v0")
+
+
+def test_safety_gymnasium_is_needed_for_its_tasks_alone(monkeypatch):
+    """Where it is not installed, or fails beside other packages, other tasks are made; of its own ones the
+    sentence says why they are not."""
+    def fails():
+        raise AttributeError("np.bool8 is gone")
+
+    find = importlib.util.find_spec
+    for reason, where, name, mock in (
+            ("np.bool8 is gone", sbtrpo, "safety_gymnasium", fails),
+            ("it is not installed", importlib.util, "find_spec",
+             lambda name: None if name == "safety_gymnasium" else find(name))):
+        with monkeypatch.context() as patched:
+            patched.setattr(where, name, mock)
+            patched.delitem(gymnasium.registry, "SafetyCarCircle2-v0", raising=False)  # of earlier tests
+            assert sbtrpo.make_env("faulty:Buffer-v0")
+            said = sentence(sbtrpo.make_env, "SafetyCarCircle2-v0")
+        assert said.endswith(f"MODULE:EnvId. Without safety_gymnasium: {reason}.")
+    assert sbtrpo.make_env("SafetyCarCircle2-v0")
 
 
 def test_ids_that_only_gymnasium_knows_work():

@@ -656,9 +656,10 @@ def test_a_project_with_a_configuration_of_its_own_may_hold_a_run(both_stages, t
     assert strpo.main(["--resume", str(run)]) == 0
 
 
-def test_a_project_needs_no_simulator_that_its_environment_does_not(tmp_path, monkeypatch):
+def test_a_project_needs_no_simulator_that_its_environment_does_not(tmp_path, monkeypatch, capsys):
     """A copied script beside other environments: without mujoco and safety-gymnasium. config.json has the
-    versions of what is there. Control: here it names mujoco's."""
+    versions of what is there. Control: here it names mujoco's. Without matplotlib, which a run needs at its
+    end, it does not begin."""
     find, version = importlib.util.find_spec, importlib.metadata.version
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sbtrpo, "make_executor", lambda config: ThreadPoolExecutor(1))
@@ -674,6 +675,9 @@ def test_a_project_needs_no_simulator_that_its_environment_does_not(tmp_path, mo
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else find(name))
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version("none" if name in gone else name))
     assert packages("few") == {"numpy", "autograd", "gymnasium"}
+    gone.add("matplotlib")
+    assert sbtrpo.main([*options, "--experiment=none"]) == 1 and not Path("runs/none").exists()
+    assert "matplotlib, which draws" in capsys.readouterr().err
 
 
 def test_an_unfinished_first_stage_is_refused(both_stages, tmp_path, monkeypatch, capsys):

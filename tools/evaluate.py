@@ -37,7 +37,7 @@ a line for each folder of runs: their mean and standard deviation, or a single r
 second.
 """
 
-import argparse, ctypes.util, importlib, importlib.metadata, importlib.util, itertools, json, multiprocessing
+import argparse, ctypes.util, importlib, importlib.metadata, itertools, json, multiprocessing
 import os, random, re, sys, threading
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
@@ -433,8 +433,9 @@ def main(argv: list[str] | None = None) -> None:
     for p, results in judged.items():
         print(*[f"action noise {p:g}"] * (len(judged) > 1), table(*results.values()), sep="\n")
     if options.output:
-        packages = filter(importlib.util.find_spec, ("numpy", "gymnasium", "mujoco"))
-        versions = {name: importlib.metadata.version(name) for name in packages}
+        installed = {each.name for each in importlib.metadata.distributions()}
+        packages = installed & {"numpy", "gymnasium", "mujoco"}
+        versions = {name: importlib.metadata.version(name) for name in sorted(packages)}
         about = {"episodes": options.episodes, "seed": options.seed, "versions": versions,
                  "values": "runs: mean, ends of its 95% interval (null where there is none); "
                            "over_runs: mean, standard deviation (n - 1)",
