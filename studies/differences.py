@@ -76,7 +76,8 @@ for task in THREE:
     PAIRS[f"A multiplier and a budget of 0 against SB-TRPO `--preset paper`: {task}, 2M steps"] = (
         f"strpo-{task}-exclusion-none-limit-0", f"sbtrpo-{task}-paper", METRICS)
 for task, (setting, options) in itertools.product((CIRCLE, HOPPER), {
-        "critic-mean": "`--critic mean`", "pid-fast": "a faster multiplier"}.items()):
+        "critic-mean": "`--critic mean`", "pid-fast": "a faster multiplier",
+        "pid-slow": "a slower multiplier", "delta-0.02": "`--delta-1 0.02`"}.items()):
     PAIRS[f"sTRPO with a budget of 0, 1M steps, {options} against nothing else: {task}"] = (
         f"development-strpo-{task}-limit-0-{setting}-1M", f"development-strpo-{task}-limit-0-1M", METRICS)
 BETAS = 0.6, 0.7, 0.75, 0.8, 0.9
