@@ -200,8 +200,12 @@ class TabularCMDP:
         objective = self.r if objective is None else objective
         costs = self.c.reshape(-1, S * A)
         limits = np.broadcast_to(limit, len(costs))
-        finite = limits < np.inf
-        result = self._program(-objective.ravel(), costs[finite], limits[finite])
+        finite = limits != np.inf  # NaN is refused by the solver
+        # whose tolerances are absolute: in units of the largest reward, and of the largest of each cost
+        price, units = np.abs(objective).max() or 1.0, np.abs(costs).max(axis=1)
+        units[units == 0] = 1.0
+        result = self._program(-objective.ravel() / price, (costs / units[:, None])[finite],
+                               (limits / units)[finite])
         if result.status == 2:
             weights, excess = self.least_excess(limit)
             raise ValueError(f"No policy of this world has J_c <= {limit}: in the mean, with weights "
@@ -209,13 +213,15 @@ class TabularCMDP:
         if not result.success:
             raise ArithmeticError(f"The linear program could not be solved: {result.message}")
         rho = np.maximum(result.x.reshape(S, A), 0)
+        if abs(rho.sum() - 1) > 1e-6:
+            raise ArithmeticError(f"The linear program was not solved: gamma = {self.gamma} is too near 1.")
         d = rho.sum(axis=1, keepdims=True)
         pi = np.where(d > 0, rho / np.where(d > 0, d, 1), 1 / A)
         cost, dual = costs @ rho.ravel(), np.zeros(len(costs))
-        dual[finite] = -result.ineqlin.marginals
+        dual[finite] = -result.ineqlin.marginals * price / units[finite]
         if self.c.ndim == 2:
             cost, dual = float(cost[0]), float(dual[0])
-        return Optimum(float(-result.fun), cost, dual, rho, pi)
+        return Optimum(float(-result.fun * price), cost, dual, rho, pi)
 
     def least_excess(self, limit: float | Array | None = None) -> tuple[Array, float]:
         """Weights (m,) >= 0 of sum 1, and the least weighted excess, min_rho sum_i weights_i (J_i - b_i).
@@ -230,13 +236,15 @@ class TabularCMDP:
         S, A = self.r.shape
         costs = self.c.reshape(-1, S * A)
         limits = np.broadcast_to(self.limit if limit is None else limit, len(costs))
-        finite, weights = limits < np.inf, np.zeros(len(costs))
+        finite, weights = limits != np.inf, np.zeros(len(costs))
+        unit = np.abs(costs).max() or 1.0
         result = self._program(np.append(np.zeros(S * A), 1.0),
-                               np.hstack([costs, -np.ones((len(costs), 1))])[finite], limits[finite])
+                               np.hstack([costs / unit, -np.ones((len(costs), 1))])[finite],
+                               limits[finite] / unit)
         if not result.success:
             raise ArithmeticError(f"The linear program could not be solved: {result.message}")
         weights[finite] = -result.ineqlin.marginals
-        return weights, float(result.fun)
+        return weights, float(result.fun * unit)
 
     def _program(self, objective: Array, costs: Array, limits: Array):
         """min objective.x subject to costs.x <= limits, where x begins with an occupancy, which is >= 0."""

@@ -115,6 +115,26 @@ def test_linear_program_is_the_best_policy():
 def test_impossible_budget_is_refused():
     with pytest.raises(ValueError, match="No policy of this world"):
         two_state().optimum(limit=0.001)
+    with pytest.raises(ValueError):
+        two_state().optimum(limit=np.nan)
+
+
+def test_optimum_has_the_units_of_its_rewards_and_costs():
+    """From 1e-12 to 1e12; the solver's tolerances are absolute. A discount too near 1 for it is refused,
+    and an impossible budget at every scale."""
+    world, worst = two_state(), 0.0
+    value, cost, dual = (best := world.optimum()).value, best.cost, best.dual
+    for scale in 10.0 ** np.arange(-12, 13, 3):
+        scaled = replace(world, c=scale * world.c, limit=scale * world.limit).optimum()
+        richer = replace(world, r=scale * world.r).optimum()
+        found = [scaled.value, scaled.cost / scale, scaled.dual * scale, richer.value / scale, richer.cost,
+                 richer.dual / scale]
+        worst = max(worst, np.abs(np.subtract(found, [value, cost, dual] * 2)).max())
+        with pytest.raises(ValueError, match="No policy of this world"):
+            replace(world, c=scale * world.c).optimum(limit=0.001 * scale)
+    check("linear programs with rewards or costs times 1e-12 to 1e12", worst, at_most=LP)
+    with pytest.raises(ArithmeticError, match="too near 1"):
+        replace(world, gamma=1 - 1e-9).optimum()
 
 
 # --------------------------------------------------------------------------------------------- golden figures
