@@ -193,8 +193,9 @@ class TabularCMDP:
         """max_rho <rho, objective> subject to <rho, c> <= limit and rho an occupancy: a linear program.
 
         Defaults: `limit` = the world's own, `objective` = r. `limit=np.inf` drops the budget, or all of them.
-        In a state that is never visited the policy is uniform. Raises ValueError if no policy is that cheap,
-        with the weights that prove it (`least_excess`)."""
+        In a state that is never visited the policy is uniform. Transition probabilities below 1e-9 are
+        taken for 0. Raises ValueError if no policy is that cheap, with the weights that prove it
+        (`least_excess`)."""
         S, A = self.r.shape
         limit = self.limit if limit is None else limit
         objective = self.r if objective is None else objective
