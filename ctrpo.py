@@ -609,7 +609,7 @@ def make_env(task, **rendering):
         if isinstance(error, gymnasium.error.UnregisteredEnv):
             text += " One that a module of yours registers is MODULE:EnvId."
             if not package:
-                text += f" Without safety_gymnasium: {reason}."
+                text += f" safety_gymnasium cannot be used: {reason}."
         raise Failure(f"--task {task} cannot be made: {text}") from None
     if not spaces.flatdim(env.observation_space):
         raise Failure(f"--task {task} has observations without any number.")

@@ -203,9 +203,9 @@ class TabularCMDP:
         limits = np.broadcast_to(limit, len(costs))
         finite = limits != np.inf  # NaN is refused by the solver
         # whose tolerances are absolute: in units of the largest reward, and of the largest of each cost
-        price, units = np.abs(objective).max() or 1.0, np.abs(costs).max(axis=1)
+        unit, units = np.abs(objective).max() or 1.0, np.abs(costs).max(axis=1)
         units[units == 0] = 1.0
-        result = self._program(-objective.ravel() / price, (costs / units[:, None])[finite],
+        result = self._program(-objective.ravel() / unit, (costs / units[:, None])[finite],
                                (limits / units)[finite])
         if result.status == 2:
             weights, excess = self.least_excess(limit)
@@ -219,10 +219,10 @@ class TabularCMDP:
         d = rho.sum(axis=1, keepdims=True)
         pi = np.where(d > 0, rho / np.where(d > 0, d, 1), 1 / A)
         cost, dual = costs @ rho.ravel(), np.zeros(len(costs))
-        dual[finite] = -result.ineqlin.marginals * price / units[finite]
+        dual[finite] = -result.ineqlin.marginals * unit / units[finite]
         if self.c.ndim == 2:
             cost, dual = float(cost[0]), float(dual[0])
-        return Optimum(float(-result.fun * price), cost, dual, rho, pi)
+        return Optimum(float(-result.fun * unit), cost, dual, rho, pi)
 
     def least_excess(self, limit: float | Array | None = None) -> tuple[Array, float]:
         """Weights (m,) >= 0 of sum 1, and the least weighted excess, min_rho sum_i weights_i (J_i - b_i).

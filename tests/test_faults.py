@@ -249,7 +249,7 @@ def test_safety_gymnasium_is_needed_for_its_tasks_alone(monkeypatch):
             patched.delitem(gymnasium.registry, "SafetyCarCircle2-v0", raising=False)  # of earlier tests
             assert sbtrpo.make_env("faulty:Buffer-v0")
             said = sentence(sbtrpo.make_env, "SafetyCarCircle2-v0")
-        assert said.endswith(f"MODULE:EnvId. Without safety_gymnasium: {reason}.")
+        assert said.endswith(f"MODULE:EnvId. safety_gymnasium cannot be used: {reason}.")
     assert sbtrpo.make_env("SafetyCarCircle2-v0")
 
 

@@ -412,7 +412,8 @@ def test_a_package_that_is_missing_is_named():
         done = subprocess.run([sys.executable, "-S", program, "x"], text=True, capture_output=True)
         assert done.returncode == 1 and not done.stdout
         [said] = done.stderr.splitlines()
-        assert said.startswith("No module named") and ("start this with `uv run`" in said)
+        assert said.startswith("No module named")
+        assert said.endswith(": start this with `uv run`, or install what its first lines name.")
     command = [sys.executable, "-S", "-c", "import sbtrpo"]
     done = subprocess.run(command, text=True, capture_output=True, cwd=ROOT)
     assert "ModuleNotFoundError" in done.stderr.splitlines()[-1]

@@ -17,7 +17,7 @@ try:
     import pycco.main
     import pycco_resources
 except ModuleNotFoundError as error:
-    sys.exit(f"{error}: start this with `uv run`, which installs it.")
+    sys.exit(f"{error}: start this with `uv run`, or install what its first lines name.")
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("sbtrpo.py", "ctrpo.py", "strpo.py")

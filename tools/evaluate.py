@@ -48,7 +48,7 @@ try:
     import numpy as np
     from tqdm import tqdm
 except ModuleNotFoundError as error:
-    sys.exit(f"{error}: start this with `uv run`, which installs it.")
+    sys.exit(f"{error}: start this with `uv run`, or install what its first lines name.")
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))

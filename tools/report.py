@@ -53,7 +53,7 @@ try:
     from matplotlib.figure import Figure
     from scipy.stats import trim_mean
 except ModuleNotFoundError as error:
-    sys.exit(f"{error}: start this with `uv run`, which installs it.")
+    sys.exit(f"{error}: start this with `uv run`, or install what its first lines name.")
 
 COLUMNS = {"return": "Metrics/EpRet", "cost": "Metrics/EpCost", "length": "Metrics/EpLen",
            "safety probability": "Metrics/SafetyProbability", "safe reward": "Metrics/SafeReward",

@@ -52,7 +52,7 @@ try:
     from distributed import Client, LocalCluster, Reschedule, as_completed, get_worker
     from tqdm import tqdm
 except ModuleNotFoundError as error:
-    sys.exit(f"{error}: start this with `uv run`, which installs it.")
+    sys.exit(f"{error}: start this with `uv run`, or install what its first lines name.")
 
 try:
     import tomllib
